@@ -1,1 +1,33 @@
-fn main() {}
+//! Portolan: Kubernetes Services, alone and complete.
+
+mod admin;
+mod app;
+mod apply;
+mod commands;
+mod config;
+mod echo;
+mod journal;
+mod overview;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // A container's shim is this binary again. It forks, so it must be reached before any thread exists.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|a| a == "__shim") {
+        return exit(agent::shim::main(&args.collect::<Vec<_>>()));
+    }
+    match commands::run(commands::Cli::parse()) {
+        Ok(code) => exit(code),
+        Err(error) => {
+            eprintln!("{} {error:#}", commands::style_error("error:"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn exit(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,0 +1,137 @@
+//! The table of Services with every way to reach each, for people and for `-o json`.
+
+use comfy_table::{Table, presets::NOTHING};
+use model::{Addressing, Exposure, Service, Snapshot};
+use serde::Serialize;
+
+/// One Service as a client sees it.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Row {
+    pub namespace: String,
+    pub name: String,
+    #[serde(rename = "type")]
+    pub type_: &'static str,
+    /// In the order in which one would try them.
+    pub reach: Vec<Way>,
+    /// `address:port` of what answers now.
+    pub endpoints: Vec<String>,
+    /// Endpoints that are known and not ready.
+    pub not_ready: usize,
+}
+
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Way {
+    pub at: String,
+    /// Who can use it.
+    pub from: &'static str,
+}
+
+/// Facts about the cluster that the Services do not carry.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    pub domain: &'a str,
+    pub node_ip: String,
+}
+
+const PODS: &str = "pods";
+const HERE: &str = "pods, this machine";
+
+pub fn rows(snapshot: &Snapshot, place: &Place<'_>) -> Vec<Row> {
+    snapshot.services.values().map(|s| row(snapshot, s, place)).collect()
+}
+
+fn type_of(service: &Service) -> &'static str {
+    match (&service.addressing, &service.exposure) {
+        (Addressing::ExternalName(_), _) => "ExternalName",
+        (Addressing::Headless, _) => "headless",
+        (_, Exposure::None) => "ClusterIP",
+        (_, Exposure::NodePort) => "NodePort",
+        (_, Exposure::LoadBalancer(_)) => "LoadBalancer",
+    }
+}
+
+fn row(snapshot: &Snapshot, service: &Service, place: &Place<'_>) -> Row {
+    let key = &service.meta.key;
+    let name = format!("{}.{}.svc.{}", key.name, key.namespace, place.domain);
+    let mut reach = Vec::new();
+    let mut endpoints = Vec::new();
+    let mut not_ready = 0;
+    for slice in snapshot.slices_of(key) {
+        for endpoint in &slice.endpoints {
+            if !endpoint.ready {
+                not_ready += 1;
+            } else if let Some(ip) = endpoint.addresses.first() {
+                match slice.ports.as_slice() {
+                    [] => endpoints.push(ip.to_string()),
+                    ports => endpoints.extend(
+                        ports
+                            .iter()
+                            .filter_map(|p| p.port)
+                            .map(|port| std::net::SocketAddr::new(*ip, port).to_string()),
+                    ),
+                }
+            }
+        }
+    }
+    endpoints.sort();
+    match &service.addressing {
+        Addressing::ExternalName(target) => reach.push(Way { at: format!("{name} -> {target}"), from: PODS }),
+        Addressing::Headless => reach.push(Way { at: name, from: PODS }),
+        Addressing::ClusterIp(ips) => {
+            for port in &service.ports {
+                let suffix = format!("{}/{}", port.port, port.protocol);
+                if let Exposure::LoadBalancer(lb) = &service.exposure {
+                    reach.extend(lb.ingress.iter().map(|i| Way { at: format!("{}:{suffix}", i.ip), from: HERE }));
+                }
+                if let Some(node_port) = port.node_port {
+                    let at = format!("{}:{node_port}/{}", place.node_ip, port.protocol);
+                    reach.push(Way { at, from: "everywhere the node is reached" });
+                }
+                reach.extend(ips.iter().map(|ip| Way { at: format!("{ip}:{suffix}"), from: HERE }));
+                reach.push(Way { at: format!("{name}:{suffix}"), from: PODS });
+            }
+        }
+    }
+    Row {
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        type_: type_of(service),
+        reach,
+        endpoints,
+        not_ready,
+    }
+}
+
+/// Joins the first few and says how many more there are.
+fn some(list: &[String]) -> String {
+    match list.len() {
+        0 => "<none>".to_owned(),
+        n if n > 3 => format!("{} + {} more", list[..3].join(","), n - 3),
+        _ => list.join(","),
+    }
+}
+
+pub fn table(rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header(["SERVICE", "TYPE", "REACH IT AT", "FROM", "ENDPOINTS"]);
+    for row in rows {
+        let mut endpoints = some(&row.endpoints);
+        if row.not_ready > 0 {
+            endpoints.push_str(&format!(" ({} not ready)", row.not_ready));
+        }
+        for (i, way) in row.reach.iter().enumerate() {
+            let first = i == 0;
+            table.add_row([
+                if first { format!("{}/{}", row.namespace, row.name) } else { String::new() },
+                if first { row.type_.to_owned() } else { String::new() },
+                way.at.clone(),
+                way.from.to_owned(),
+                if first { endpoints.clone() } else { String::new() },
+            ]);
+        }
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    table.lines().map(|l| l.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
