@@ -256,6 +256,8 @@ pub struct Endpoint {
     pub hint_nodes: Vec<Arc<str>>,
     /// `targetRef` when it is a Pod.
     pub pod: Option<ObjectKey>,
+    /// `targetRef.uid`: tells a re-created pod of the same name from the one before. Consumers of routes ignore it.
+    pub pod_uid: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -308,6 +310,16 @@ pub struct Pod {
     pub host_network: bool,
     /// The Ready condition.
     pub ready: bool,
+    /// RFC 3339 time of the Ready condition's last transition. Empty when unknown.
+    pub ready_since: Arc<str>,
+    /// Container restarts, the largest of the pod's containers.
+    pub restarts: u32,
+    /// `spec.nodeSelector`
+    pub node_selector: Labels,
+    /// `spec.schedulerName`
+    pub scheduler: Arc<str>,
+    /// `spec.schedulingGates` is not empty: not to be scheduled yet.
+    pub gated: bool,
     pub hostname: Option<Arc<str>>,
     pub subdomain: Option<Arc<str>>,
     /// Of the containers and restartable init containers, in order.
@@ -328,6 +340,8 @@ impl Pod {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     pub meta: Meta,
+    /// `spec.finalizers` is not empty: the contents are still to be removed once it is deleting.
+    pub finalizers: bool,
 }
 
 /// Something in an object that could not be honoured. The good rest of the object is used.

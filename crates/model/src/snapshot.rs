@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub services: Map<ServiceKey, Arc<Service>>,
     /// By Service (label `kubernetes.io/service-name`), whether or not that Service exists.
     pub slices: Map<ServiceKey, Slices>,
+    /// By [`Kind`]: the newest resourceVersion seen of that kind. A writer waits for its own write here.
+    revisions: [u64; Kind::ALL.len()],
     listed: u8,
 }
 
@@ -44,6 +46,18 @@ impl Snapshot {
     /// The kind has been listed completely at least once: absence means something.
     pub fn is_listed(&self, kind: Kind) -> bool {
         self.listed & (1 << kind as u8) != 0
+    }
+
+    /// Everything written to this kind up to this resourceVersion is in the snapshot.
+    pub fn revision_of(&self, kind: Kind) -> u64 {
+        self.revisions[kind as usize]
+    }
+
+    /// Notes that the kind is up to date with `revision`; it never goes back.
+    pub fn advance(&mut self, kind: Kind, revision: u64) {
+        let known = &mut self.revisions[kind as usize];
+        *known = revision.max(*known);
+        self.revision = self.revision.max(revision);
     }
 
     pub fn mark_listed(&mut self, kind: Kind) {

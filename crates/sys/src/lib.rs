@@ -1,1 +1,5 @@
 //! 
+
+pub mod link;
+pub mod netns;
+pub mod process;

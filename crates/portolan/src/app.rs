@@ -1,0 +1,282 @@
+//! The composition root of a stand-alone node: reads from top to bottom in the order in which things start.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use agent::Agent;
+use anyhow::{Context, Result, bail};
+use apiserver::ApiServer;
+use ipnet::IpNet;
+use kube::Client;
+use model::Snapshot;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
+use proxy::Proxy;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sys::process::{self, Pidfd};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin,
+    config::{Config, Dirs},
+    node,
+};
+
+pub fn require_root(command: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!(
+        "{command} makes network namespaces, mounts and kernel rules, which needs root; type: sudo {}",
+        std::env::args().collect::<Vec<_>>().join(" ")
+    )
+}
+
+/// Held as long as the instance lives; the kernel lets go of it when the process ends, however it ends.
+pub struct Lock(#[expect(dead_code, reason = "held, not read")] Flock<File>);
+
+/// Two instances on one data directory would each overwrite the other's objects.
+pub fn lock(dirs: &Dirs) -> Result<Lock> {
+    let dir = &dirs.data_dir;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+    let path = dir.join("lock");
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot write to the data directory {}", dir.display()))?;
+    match Flock::lock(file.try_clone()?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => {
+            file.set_len(0)?;
+            write!(file, "{}", std::process::id())
+                .with_context(|| format!("cannot write to the data directory {}", dir.display()))?;
+            Ok(Lock(lock))
+        }
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            let pid = fs::read_to_string(&path).unwrap_or_default();
+            bail!(
+                "another portolan (process {pid}) uses the data directory {}; stop it with `portolan down`, or choose another --data-dir and --run-dir",
+                dir.display()
+            )
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// What `down` must know about an instance that may have been killed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Instance {
+    pub pid: i32,
+    start_time: u64,
+    /// The command line behind `portolan up`, from which its configuration follows again.
+    arguments: Vec<String>,
+}
+
+impl Instance {
+    fn here() -> Result<Self> {
+        let pid = i32::try_from(std::process::id())?;
+        Ok(Self { pid, start_time: process::start_time(pid)?, arguments: std::env::args().collect() })
+    }
+
+    fn write(&self, dirs: &Dirs) -> Result<()> {
+        let path = dirs.instance();
+        let temporary = path.with_extension("tmp");
+        fs::write(&temporary, serde_json::to_vec(self)?).with_context(|| format!("{}", temporary.display()))?;
+        fs::rename(&temporary, &path).with_context(|| format!("{}", path.display()))
+    }
+
+    pub fn read(dirs: &Dirs) -> Result<Option<Self>> {
+        match fs::read(dirs.instance()) {
+            Ok(bytes) => Ok(Some(
+                serde_json::from_slice(&bytes).with_context(|| format!("{}", dirs.instance().display()))?,
+            )),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("{}", dirs.instance().display())),
+        }
+    }
+
+    /// The configuration it runs or ran with.
+    pub fn config(&self) -> Result<Config> {
+        Config::new(crate::commands::options_of(&self.arguments)?)
+    }
+
+    /// `None` when it does not run any more.
+    pub fn process(&self) -> Result<Option<Running>> {
+        match Pidfd::open_started(self.pid, self.start_time) {
+            Ok(fd) => Ok((!fd.ended()).then_some(Running(fd))),
+            Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(e) => Err(e).context("cannot look at the running instance"),
+        }
+    }
+}
+
+pub struct Running(Pidfd);
+
+impl Running {
+    pub fn terminate(&self) -> io::Result<()> {
+        self.0.signal(Signal::SIGTERM)
+    }
+
+    /// True when it ended within the time.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            if self.0.wait_blocking(u16::try_from(left.min(30_000)).unwrap_or(u16::MAX)) {
+                return true;
+            }
+            if left == 0 {
+                return false;
+            }
+        }
+    }
+}
+
+/// Removes everything an instance of this configuration made on the host. Harmless when there is nothing.
+pub fn sweep(config: &Config) -> Result<()> {
+    proxy::cleanup().context("removing the kernel's table")?;
+    agent::cleanup(&node::agent_config(config)).context("removing containers and pod networks")?;
+    remove_run_dir(&config.options.dirs.run_dir)
+}
+
+fn remove_run_dir(run_dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(run_dir) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(|| format!("{}", run_dir.display())),
+        _ => Ok(()),
+    }
+}
+
+pub struct App {
+    pub config: Config,
+    pub client: Client,
+    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    agent: Agent,
+    server: ApiServer,
+    proxy: Proxy,
+    stop: CancellationToken,
+    _lock: Lock,
+}
+
+impl App {
+    /// On an error nothing is left behind.
+    pub async fn start(config: Config) -> Result<Self> {
+        let lock = lock(&config.options.dirs)?;
+        // What can fail for reasons of the host comes first, while there is nothing to take back.
+        let listener = listen((Ipv4Addr::LOCALHOST, config.options.secure_port).into())?;
+        match Self::compose(config.clone(), lock, listener).await {
+            Ok(app) => Ok(app),
+            Err(error) => {
+                if let Err(also) = sweep(&config) {
+                    return Err(error.context(format!("and then cleaning up failed: {also:#}")));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn compose(config: Config, lock: Lock, listener: std::net::TcpListener) -> Result<Self> {
+        let dirs = &config.options.dirs;
+        fs::create_dir_all(&dirs.run_dir)
+            .with_context(|| format!("cannot make the run directory {}", dirs.run_dir.display()))?;
+        fs::set_permissions(&dirs.run_dir, fs::Permissions::from_mode(0o711))?;
+        Instance::here()?.write(dirs)?;
+        let stop = CancellationToken::new();
+
+        // The API, and a view of it that everybody else reads.
+        let (streams, dialer) = node::dialer();
+        let server = ApiServer::open(node::apiserver_config(&config, dialer)).await?;
+        let client = cluster::connect::in_process(server.trusted("system:portolan"));
+        let (snapshot, _view) = cluster::view::spawn(client.clone());
+
+        // The node's network, then what listens on it.
+        let agent = Agent::start(node::agent_config(&config), client.clone(), snapshot.clone(), stop.child_token())
+            .await?;
+        streams.connect(&config.options.node_name, agent.router());
+        server.serve(TcpListener::from_std(listener)?, stop.child_token()).await?;
+        let on_bridge = listen(SocketAddr::new(config.gateway.into(), config.options.secure_port))?;
+        server.serve(TcpListener::from_std(on_bridge)?, stop.child_token()).await?;
+        dns::Server::start(node::dns_config(&config), snapshot.clone(), stop.child_token()).await?;
+        publish_dns(&client, &config).await?;
+
+        // What makes Services of it.
+        let proxy = Proxy::start(node::proxy_config(&config), snapshot.clone(), stop.child_token())?;
+        controllers::spawn(client.clone(), snapshot.clone(), node::controllers_config(&config), stop.child_token());
+        let facts =
+            admin::Facts { config: config.clone(), snapshot: snapshot.clone(), applied: proxy.applied() };
+        admin::serve(&dirs.admin_socket(), facts, stop.child_token()).await?;
+        Ok(Self { config, client, snapshot, agent, server, proxy, stop, _lock: lock })
+    }
+
+    /// Ends the pods, takes everything back, and leaves the data directory for the next start.
+    pub async fn stop(self) -> Result<()> {
+        // Controllers and node first: nothing must start a pod again while pods end.
+        self.agent.shutdown().await.context("ending the pods")?;
+        self.stop.cancel();
+        self.proxy.stopped().await;
+        self.server.shutdown().await;
+        sweep(&self.config)
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address).map_err(|e| match e.kind() {
+        ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{address} is in use by another program; stop that one, or choose another --secure-port"
+        ),
+        _ => anyhow::anyhow!("cannot listen on {address}: {e}"),
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// The Service `kube-system/kube-dns` as every cluster has it, with this node's server behind it.
+async fn publish_dns(client: &Client, config: &Config) -> Result<()> {
+    let ports = [("dns", "UDP", 53), ("dns-tcp", "TCP", 53), ("metrics", "TCP", 9153)];
+    let labels = json!({ "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS", "kubernetes.io/cluster-service": "true" });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": "kube-dns", "namespace": "kube-system", "labels": labels },
+        "spec": {
+            "clusterIP": config.dns_service_ip,
+            "ports": ports.map(|(name, protocol, port)| json!({ "name": name, "protocol": protocol, "port": port, "targetPort": port })),
+        },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kube-dns-node", "namespace": "kube-system",
+            "labels": { "kubernetes.io/service-name": "kube-dns", "endpointslice.kubernetes.io/managed-by": "portolan.dev" },
+        },
+        "addressType": "IPv4",
+        "ports": ports.map(|(name, protocol, port)| json!({ "name": name, "protocol": protocol, "port": port })),
+        "endpoints": [{
+            "addresses": [IpAddr::V4(config.gateway)],
+            "conditions": { "ready": true, "serving": true, "terminating": false },
+            "nodeName": config.options.node_name,
+        }],
+    });
+    for object in [service, slice] {
+        let manifest = crate::apply::Manifest { file: "kube-dns".into(), object };
+        crate::apply::apply(client, &manifest).await?;
+    }
+    Ok(())
+}
+
+/// The pods' and Services' ranges of this node, for whoever needs routes or rules about them.
+pub fn service_range(config: &Config) -> IpNet {
+    IpNet::V4(config.options.service_cluster_ip_range)
+}
