@@ -40,6 +40,9 @@ const SCALARS: &[(&str, &str)] = &[
     ("apimachinery.pkg.apis.meta.v1.Patch", "raw"),
 ];
 
+/// Lists that only server-side apply merges; a strategic merge patch replaces them (they have no `patchStrategy` upstream).
+const REPLACED: &[&str] = &["claims", "drivers", "resources", "volumeClaimTemplates"];
+
 /// `source` is the unpacked k8s-openapi crate; found in cargo's registry when not given.
 pub fn run(source: Option<&Path>, out: &Path) -> Result<(), String> {
     let source = match source {
@@ -79,12 +82,15 @@ pub fn run(source: Option<&Path>, out: &Path) -> Result<(), String> {
     }
 
     let mut text = format!("# From {version} by `cargo xtask schema`. Do not edit: see xtask/src/schema.rs.\n");
-    text.push_str("# type, then its fields: name, type (`!` required), `~key` merged by that key, `~` merged as a set.\n");
+    text.push_str("# type, then its fields: name, type (`!` required), `~key` merged by that key, `~` merged as a\n# set; with `=` only server-side apply merges it.\n");
     for (name, t) in types.iter().filter(|(n, _)| !SCALARS.iter().any(|(s, _)| s == n)) {
         let _ = writeln!(text, "{}", short(name));
         for f in &t.fields {
             let required = if f.required { "!" } else { "" };
-            let merge = f.merge.as_ref().map(|k| format!(" ~{k}")).unwrap_or_default();
+            let replaced = REPLACED.contains(&f.name.as_str())
+                || f.merge.as_deref() == Some("") && !matches!(f.name.as_str(), "finalizers" | "podCIDRs");
+            let sign = if replaced { '=' } else { '~' };
+            let merge = f.merge.as_ref().map(|k| format!(" {sign}{k}")).unwrap_or_default();
             let _ = writeln!(text, " {} {}{required}{merge}", f.name, f.kind);
         }
     }

@@ -443,6 +443,17 @@ static KINDS: &[Kind] = &[
         ..NETWORKING
     },
     Kind {
+        group: "policy",
+        kind: "PodDisruptionBudget",
+        plural: "poddisruptionbudgets",
+        singular: "poddisruptionbudget",
+        short_names: &["pdb"],
+        has_status: true,
+        has_generation: true,
+        schema: "policy.v1.PodDisruptionBudget",
+        ..BASE
+    },
+    Kind {
         kind: "ClusterRoleBinding",
         plural: "clusterrolebindings",
         singular: "clusterrolebinding",

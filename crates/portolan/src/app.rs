@@ -5,7 +5,7 @@ use std::{
     io::{self, ErrorKind, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +13,6 @@ use std::{
 use agent::Agent;
 use anyhow::{Context, Result, bail};
 use apiserver::ApiServer;
-use ipnet::IpNet;
 use kube::Client;
 use model::Snapshot;
 use nix::{
@@ -82,14 +81,23 @@ pub fn lock(dirs: &Dirs) -> Result<Lock> {
 pub struct Instance {
     pub pid: i32,
     start_time: u64,
-    /// The command line behind `portolan up`, from which its configuration follows again.
+    /// The command line of `portolan up`, from which its configuration follows again,
     arguments: Vec<String>,
+    /// but for relative paths and the environment.
+    data_dir: PathBuf,
+    run_dir: PathBuf,
 }
 
 impl Instance {
-    fn here() -> Result<Self> {
+    fn here(dirs: &Dirs) -> Result<Self> {
         let pid = i32::try_from(std::process::id())?;
-        Ok(Self { pid, start_time: process::start_time(pid)?, arguments: std::env::args().collect() })
+        Ok(Self {
+            pid,
+            start_time: process::start_time(pid)?,
+            arguments: std::env::args().collect(),
+            data_dir: dirs.data_dir.clone(),
+            run_dir: dirs.run_dir.clone(),
+        })
     }
 
     fn write(&self, dirs: &Dirs) -> Result<()> {
@@ -111,7 +119,9 @@ impl Instance {
 
     /// The configuration it runs or ran with.
     pub fn config(&self) -> Result<Config> {
-        Config::new(crate::commands::options_of(&self.arguments)?)
+        let mut options = crate::commands::options_of(&self.arguments)?;
+        options.dirs = Dirs { data_dir: self.data_dir.clone(), run_dir: self.run_dir.clone() };
+        Config::new(options)
     }
 
     /// `None` when it does not run any more.
@@ -193,7 +203,7 @@ impl App {
         fs::create_dir_all(&dirs.run_dir)
             .with_context(|| format!("cannot make the run directory {}", dirs.run_dir.display()))?;
         fs::set_permissions(&dirs.run_dir, fs::Permissions::from_mode(0o711))?;
-        Instance::here()?.write(dirs)?;
+        Instance::here(dirs)?.write(dirs)?;
         let stop = CancellationToken::new();
 
         // The API, and a view of it that everybody else reads.
@@ -274,9 +284,4 @@ async fn publish_dns(client: &Client, config: &Config) -> Result<()> {
         crate::apply::apply(client, &manifest).await?;
     }
     Ok(())
-}
-
-/// The pods' and Services' ranges of this node, for whoever needs routes or rules about them.
-pub fn service_range(config: &Config) -> IpNet {
-    IpNet::V4(config.options.service_cluster_ip_range)
 }

@@ -95,6 +95,14 @@ pub fn run(cli: Cli) -> Result<i32> {
     }
 }
 
+/// The options of a `portolan up` from its command line.
+pub fn options_of(arguments: &[String]) -> Result<Options> {
+    match Cli::try_parse_from(arguments)?.command {
+        Command::Up(up) => Ok(up.options),
+        _ => anyhow::bail!("{arguments:?} is not a `portolan up`"),
+    }
+}
+
 /// Red where the terminal and `NO_COLOR` allow.
 pub fn style_error(text: &str) -> console::StyledObject<&str> {
     console::style(text).for_stderr().red().bold()

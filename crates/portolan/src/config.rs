@@ -170,6 +170,10 @@ impl Config {
         let domain = options.cluster_domain.trim_end_matches('.').to_ascii_lowercase();
         ensure!(is_domain(&domain), "--cluster-domain {:?} is not a DNS name", options.cluster_domain);
         ensure!(is_domain(&options.node_name), "--node-name {:?} is not a DNS name in lower case", options.node_name);
+        let dirs = Dirs {
+            data_dir: std::path::absolute(&options.dirs.data_dir).context("--data-dir")?,
+            run_dir: std::path::absolute(&options.dirs.run_dir).context("--run-dir")?,
+        };
         let pod_cidr = Ipv4Net::new(pods.network(), 24).context("--cluster-cidr")?;
         let nth = |net: Ipv4Net, n: u32| Ipv4Addr::from(u32::from(net.network()) + n);
         let gateway = nth(pod_cidr, 1);
@@ -179,7 +183,7 @@ impl Config {
             node_ip: options.node_ip.or_else(default_route_address).unwrap_or(IpAddr::V4(gateway)),
             api_service_ip: nth(services, 1),
             dns_service_ip: nth(services, 10),
-            options: Options { service_cluster_ip_range: services, cluster_cidr: pods, cluster_domain: domain, ..options },
+            options: Options { service_cluster_ip_range: services, cluster_cidr: pods, cluster_domain: domain, dirs, ..options },
         })
     }
 }

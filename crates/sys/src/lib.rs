@@ -3,3 +3,7 @@
 pub mod link;
 pub mod netns;
 pub mod process;
+pub mod conntrack;
+pub mod fake;
+pub mod netlink;
+pub mod nft;

@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use nix::{
@@ -45,6 +45,11 @@ impl Pidfd {
         Ok(this)
     }
 
+    /// For poll(2): readable once the process has ended.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
     pub fn pid(&self) -> i32 {
         self.pid
     }
@@ -66,7 +71,7 @@ impl Pidfd {
 
     /// Resolves when the process has ended; reaps it if it was our child.
     pub async fn wait(&self) -> io::Result<()> {
-        let watched = AsyncFd::with_interest(self.fd.as_fd(), Interest::READABLE)?;
+        let watched = AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE)?;
         watched.readable().await?.retain_ready();
         // Not our child (an adopted one): whoever is its parent reaps it.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
@@ -105,6 +110,16 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 /// Orphans below this process become its children (prctl(2), PR_SET_CHILD_SUBREAPER).
 pub fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
+}
+
+/// Rust programs start with SIGPIPE ignored, and an ignored signal stays ignored across execve. A program that starts
+/// others without [`std::process::Command`] sets it back first.
+#[allow(unsafe_code, reason = "changing a signal disposition")]
+pub fn set_sigpipe_ignored(ignored: bool) -> io::Result<()> {
+    use nix::sys::signal::{SigHandler, signal};
+    let handler = if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl };
+    // SAFETY: neither disposition runs code of ours, so nothing can be interrupted at a bad moment.
+    unsafe { signal(Signal::SIGPIPE, handler) }.map(drop).map_err(io::Error::from)
 }
 
 #[cfg(test)]

@@ -33,8 +33,6 @@ impl Event {
     }
 }
 
-/// A burst of this many is kept however large its objects are.
-const MIN_EVENTS: usize = 1_000;
 const MAX_EVENTS: usize = 50_000;
 const MAX_BYTES: usize = 16 << 20;
 
@@ -53,7 +51,7 @@ impl History {
     pub(super) fn push(&mut self, event: Arc<Event>) {
         self.bytes += event.bytes();
         self.events.push_back(event);
-        while self.events.len() > MAX_EVENTS || (self.bytes > MAX_BYTES && self.events.len() > MIN_EVENTS) {
+        while self.events.len() > MAX_EVENTS || (self.bytes > MAX_BYTES && self.events.len() > 1) {
             let Some(dropped) = self.events.pop_front() else { break };
             self.bytes -= dropped.bytes();
             self.complete_after = dropped.revision();

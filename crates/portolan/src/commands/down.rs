@@ -18,7 +18,7 @@ pub fn run(options: &Down) -> Result<i32> {
             if let Some(process) = instance.process()? {
                 eprintln!("stopping process {}", instance.pid);
                 process.terminate().context("could not signal the running instance")?;
-                if !process.wait(PATIENCE)? {
+                if !process.wait(PATIENCE) {
                     bail!(
                         "process {} has not ended within {} s; see its log, or end it with `kill -9 {}` and repeat",
                         instance.pid,
