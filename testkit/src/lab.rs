@@ -168,7 +168,12 @@ mod tests {
         assert_eq!(lab.node().sh("hostname=$(cat /proc/sys/kernel/hostname); echo $hostname").stdout.trim(), lab.name());
         let outside = lab.outside().sh("ip -brief address show eth0");
         assert!(outside.stdout.contains("198.51.100.2/24"), "{outside:?}");
-        assert_eq!(lab.outside().sh(&format!("ping -c1 -W2 {NODE_ADDRESS} || busybox ping -c1 {NODE_ADDRESS}")).code, 0);
+        let listen = || Ok(std::net::TcpListener::bind((NODE_ADDRESS, 0))?);
+        let node = lab.node().enter(listen).expect("a listening node").local_addr().expect("its address");
+        lab.outside().enter(|| Ok(std::net::TcpStream::connect(node)?)).expect_err("nobody listens any more");
+        let listener = lab.node().enter(listen).expect("a listening node");
+        let node = listener.local_addr().expect("its address");
+        lab.outside().enter(|| Ok(std::net::TcpStream::connect(node)?)).expect("the node is reached from outside");
         let groups = lab.node().sh("cat /proc/self/cgroup");
         assert!(groups.stdout.lines().all(|l| l.ends_with(":/") || l.ends_with(":/lab-init")), "{groups:?}");
         let mut sleeper = lab.node().command("sleep");

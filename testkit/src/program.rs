@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -14,11 +15,19 @@ use crate::{Lab, Output, registry, wait};
 /// Until the API answers. Far above what it takes; two slow processors may be shared by eight builds.
 const READY: Duration = Duration::from_secs(60);
 
-/// The built program: `PORTOLAN_BIN`, or the one beside the running test.
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Chooses the program for this whole process, before the first use.
+pub fn use_binary(path: PathBuf) {
+    CHOSEN.get_or_init(|| path);
+}
+
+/// The built program: the chosen one, else `PORTOLAN_BIN`, else the one beside the running test.
 pub fn binary() -> Result<PathBuf> {
-    let path = match std::env::var_os("PORTOLAN_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
+    let path = match (CHOSEN.get(), std::env::var_os("PORTOLAN_BIN")) {
+        (Some(path), _) => path.clone(),
+        (None, Some(path)) => PathBuf::from(path),
+        (None, None) => {
             let test = std::env::current_exe()?;
             test.parent().and_then(Path::parent).context("a test program lies in target/…/deps")?.join("portolan")
         }

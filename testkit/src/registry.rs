@@ -117,3 +117,25 @@ pub fn storage() -> Result<PathBuf> {
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_holds_every_image_under_its_name() {
+        let lab = Lab::new("registry").expect("a lab");
+        let registry = Registry::start(&lab).expect("a registry");
+        let catalog = registry.call("GET", "/v2/_catalog", &[], Vec::new()).expect("an answer").text();
+        for repository in ["library/busybox", "library/nginx", "library/redis", "nicolaka/netshoot"] {
+            assert!(catalog.contains(repository), "{catalog}");
+        }
+        let tags = registry.call("GET", "/v2/library/nginx/tags/list", &[], Vec::new()).expect("an answer").text();
+        assert!(tags.contains("1.19") && tags.contains("1.25"), "{tags}");
+        let accept = [("Accept", "application/vnd.docker.distribution.manifest.list.v2+json")];
+        let list = registry.call("GET", "/v2/library/nginx/manifests/1.25", &accept, Vec::new()).expect("an answer");
+        assert!(list.headers["content-type"].contains("manifest.list"), "{list:?}");
+        let missing = registry.call("GET", "/v2/library/nginx/manifests/9.99", &[], Vec::new()).expect("an answer");
+        assert_eq!(missing.status, 404);
+    }
+}

@@ -41,21 +41,20 @@ pub async fn follow(client: &kube::Client, resource: &Resource, query: &str, mut
     loop {
         let started = Instant::now();
         let step = match revision {
-            None => list(client, resource, query, &mut sink).await.map(|r| revision = r),
+            None => list(client, resource, query, &mut sink).await.map(|r| revision = Some(r)),
             Some(from) => {
                 let mut at = from;
                 let end = watch(client, resource, query, &mut at, &mut sink).await;
                 revision = Some(at);
+                // A watch that ends as soon as it begins is a server in trouble: do not hammer it.
+                if end.is_ok() && started.elapsed() < FIRST_RETRY {
+                    tokio::time::sleep(FIRST_RETRY).await;
+                }
                 end
             }
         };
         match step {
-            Ok(()) => {
-                retry = FIRST_RETRY;
-                if started.elapsed() > FIRST_RETRY || revision.is_some_and(|_| started.elapsed().is_zero()) {
-                    continue;
-                }
-            }
+            Ok(()) => retry = FIRST_RETRY,
             Err(Stop::Reader) => return,
             Err(Stop::Failed(e)) if e.is_expired() => revision = None,
             Err(Stop::Failed(e)) => {
@@ -78,7 +77,7 @@ async fn list(
     resource: &Resource,
     query: &str,
     sink: &mut impl FnMut(Delta) -> bool,
-) -> Result<Option<u64>, Stop> {
+) -> Result<u64, Stop> {
     let what = format!("list {}", resource.plural);
     let tell = |d, sink: &mut dyn FnMut(Delta) -> bool| if sink(d) { Ok(()) } else { Err(Stop::Reader) };
     tell(Delta::Listing, sink)?;
@@ -101,7 +100,7 @@ async fn list(
             None => {
                 let revision = page.resource_version.and_then(|r| r.parse().ok()).unwrap_or(0);
                 tell(Delta::Listed(revision), sink)?;
-                return Ok(Some(revision));
+                return Ok(revision);
             }
         }
     }

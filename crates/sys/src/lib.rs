@@ -2,6 +2,7 @@
 
 pub mod link;
 pub mod netns;
+pub mod packet_batch;
 pub mod process;
 pub mod conntrack;
 pub mod fake;

@@ -71,7 +71,7 @@ impl Pidfd {
 
     /// Resolves when the process has ended; reaps it if it was our child.
     pub async fn wait(&self) -> io::Result<()> {
-        let watched = AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE)?;
+        let watched = AsyncFd::with_interest(self.fd.as_fd(), Interest::READABLE)?;
         watched.readable().await?.retain_ready();
         // Not our child (an adopted one): whoever is its parent reaps it.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));

@@ -6,28 +6,32 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Name;
 
-/// The network a reverse name stands for (a whole address is a network of one), and the number of labels of the
-/// `arpa` suffix. `None` when the name is no reverse name, or not a well-formed one.
-pub(super) fn parse(name: &Name) -> Option<IpNet> {
+/// The network that the longest meaningful end of a name stands for (a whole address is a network of one), and how many
+/// labels in front of it mean nothing. `None` when the name is no reverse name.
+pub(super) fn longest(name: &Name) -> Option<(usize, IpNet)> {
     let n = name.len();
     if n < 2 || name.label(n - 1) != b"arpa" {
         return None;
     }
+    // Labels of the address, the most significant first.
+    let digits = (0..n - 2).rev().map(|i| name.label(i));
     match name.label(n - 2) {
-        b"in-addr" if n <= 6 => {
-            let mut octets = [0u8; 4];
-            for (i, octet) in octets.iter_mut().take(n - 2).enumerate() {
-                *octet = decimal(name.label(n - 3 - i))?;
-            }
-            Ipv4Net::new(Ipv4Addr::from(octets), (n - 2) as u8 * 8).ok().map(IpNet::V4)
+        b"in-addr" => {
+            let octets: Vec<u8> = digits.take(4).map_while(decimal).collect();
+            let mut address = [0u8; 4];
+            address[..octets.len()].copy_from_slice(&octets);
+            let network = Ipv4Net::new(Ipv4Addr::from(address), octets.len() as u8 * 8).ok()?;
+            Some((n - 2 - octets.len(), network.into()))
         }
-        b"ip6" if n <= 34 => {
-            let mut bits = 0u128;
-            for i in 0..n - 2 {
-                let [digit] = name.label(n - 3 - i) else { return None };
-                bits |= u128::from(char::from(*digit).to_digit(16)?) << (124 - 4 * i);
-            }
-            Ipv6Net::new(Ipv6Addr::from(bits), (n - 2) as u8 * 4).ok().map(IpNet::V6)
+        b"ip6" => {
+            let nibbles = digits.take(32).map_while(|l| match l {
+                [digit] => char::from(*digit).to_digit(16),
+                _ => None,
+            });
+            let (bits, count) = nibbles.fold((0u128, 0), |(bits, n), d| (bits << 4 | u128::from(d), n + 1));
+            let address = if count == 0 { 0 } else { bits << (4 * (32 - count)) };
+            let network = Ipv6Net::new(Ipv6Addr::from(address), count as u8 * 4).ok()?;
+            Some((n - 2 - count, network.into()))
         }
         _ => None,
     }
@@ -70,14 +74,22 @@ mod tests {
 
     #[test]
     fn parts_of_addresses_are_networks() {
-        let net = |s: &str| parse(&s.parse().unwrap()).map(|n| n.to_string());
-        assert_eq!(net("1.0.96.10.in-addr.arpa").as_deref(), Some("10.96.0.1/32"));
-        assert_eq!(net("96.10.in-addr.arpa").as_deref(), Some("10.96.0.0/16"));
-        assert_eq!(net("in-addr.arpa").as_deref(), Some("0.0.0.0/0"));
-        assert_eq!(net("d.f.ip6.arpa").as_deref(), Some("fd00::/8"));
-        for bad in ["256.in-addr.arpa", "01.in-addr.arpa", "x.in-addr.arpa", "1.2.3.4.5.in-addr.arpa", "10.ip6.arpa", "+1.in-addr.arpa", "arpa"] {
-            assert_eq!(net(bad), None, "{bad}");
+        let net = |s: &str| longest(&s.parse().unwrap()).map(|(n, net)| format!("{n} {net}"));
+        for (name, want) in [
+            ("1.0.96.10.in-addr.arpa", "0 10.96.0.1/32"),
+            ("x.1.0.96.10.in-addr.arpa", "1 10.96.0.1/32"),
+            ("96.10.in-addr.arpa", "0 10.96.0.0/16"),
+            ("in-addr.arpa", "0 0.0.0.0/0"),
+            ("d.f.ip6.arpa", "0 fd00::/8"),
+            ("256.in-addr.arpa", "1 0.0.0.0/0"),
+            ("01.10.in-addr.arpa", "1 10.0.0.0/8"),
+            ("+1.in-addr.arpa", "1 0.0.0.0/0"),
+            ("10.ip6.arpa", "1 ::/0"),
+        ] {
+            assert_eq!(net(name).as_deref(), Some(want), "{name}");
         }
+        assert_eq!(net("arpa"), None);
+        assert_eq!(net("example.com"), None);
         assert_eq!(apex_labels(&"10.96.0.0/12".parse().unwrap()), 4);
         assert_eq!(apex_labels(&"fd00:10::/64".parse().unwrap()), 18);
     }
@@ -87,7 +99,7 @@ mod tests {
         fn there_and_back(bits: u128, v4: bool) {
             let ip = if v4 { IpAddr::V4(Ipv4Addr::from(bits as u32)) } else { IpAddr::V6(bits.into()) };
             let name: Name = reverse_name(&ip).parse().unwrap();
-            prop_assert_eq!(parse(&name).unwrap().addr(), ip);
+            prop_assert_eq!(longest(&name), Some((0, IpNet::from(ip))));
         }
     }
 }

@@ -94,7 +94,7 @@ pub(super) fn describe(kind: u16, attrs: Attrs<'_>) -> String {
 }
 
 fn op_message(e: &mut Encoder, family: Family, table: &str, op: &Op, set_id: u32) {
-    let mut begin = |e: &mut Encoder, message, flags| {
+    let begin = |e: &mut Encoder, message, flags| {
         e.begin(kind(message), NLM_F_REQUEST | flags, family.number(), 0);
         e.text(1, table);
     };
