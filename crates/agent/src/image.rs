@@ -221,6 +221,8 @@ impl Inner {
     }
 }
 
+pub(crate) use unpack::resolve as resolve_inside;
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -46,7 +46,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Api(Arc<Inner>);
 
-pub(crate) struct Inner {
+pub struct Inner {
     pub(crate) store: Store,
     pub(crate) allocations: Mutex<Allocations>,
     pub(crate) authenticator: Arc<Authenticator>,
@@ -109,12 +109,16 @@ impl Call {
 }
 
 /// The fallback of the Router: everything below `/api/v1` and `/apis/GROUP/VERSION`.
-pub async fn handle(State(api): State<Api>, request: Request) -> Response {
+pub(crate) async fn handle(State(api): State<Api>, request: Request) -> Response {
     let pretty = wants_pretty(request.headers(), request.uri().query().unwrap_or(""));
-    match answer(&api, request, pretty).await {
-        Ok(response) => response,
-        Err(failure) => failure.into_response(),
-    }
+    let result = if matches!(*request.method(), Method::GET | Method::HEAD) {
+        answer(&api, request, pretty).await
+    } else {
+        // A client that hangs up must not leave a write half accounted for: once begun, it is finished.
+        let task = tokio::spawn(async move { answer(&api, request, pretty).await });
+        task.await.unwrap_or_else(|e| Err(Failure::internal(e)))
+    };
+    result.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn answer(api: &Api, request: Request, pretty: bool) -> Result<Response, Failure> {
@@ -238,6 +242,3 @@ pub(crate) fn without_revision(object: &Value) -> Value {
     }
     copy
 }
-
-#[cfg(test)]
-mod tests;

@@ -87,9 +87,20 @@ impl Failure {
         Self::invalid_named("meta.k8s.io", kind, "", errors)
     }
 
-    /// 422 without field errors: a JSON patch that does not apply.
-    pub fn unprocessable(kind: &Kind, name: &str, message: &str) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message).about(kind.group, kind.plural, name)
+    /// 422: a JSON patch that does not apply. The cause carries the reason.
+    pub fn unprocessable(cause: &str) -> Self {
+        let message = "the server rejected our request due to an error in our request";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+            .detail("causes", vec![json!({"reason": "UnexpectedServerResponse", "message": cause})])
+    }
+
+    /// 422: what a patch makes cannot be read as an object.
+    pub fn invalid_patch(error: &FieldError) -> Self {
+        Self::invalid_named("", "", "", std::slice::from_ref(error))
+    }
+
+    pub fn patch_too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
@@ -216,7 +227,7 @@ pub fn success(kind: &Kind, name: &str, uid: &Value) -> Value {
 }
 
 /// A value as a JSON body with a final line feed.
-pub fn json_body(value: &Value) -> impl IntoResponse {
+pub fn json_body(value: &Value) -> impl IntoResponse + use<> {
     let mut text = value.to_string();
     text.push('\n');
     ([(header::CONTENT_TYPE, "application/json")], text)

@@ -151,7 +151,8 @@ impl Watch {
             batch.push(item);
         }
         let last = bytes < CHUNK;
-        for item in batch.iter().filter(|o| self.selection.matches(o)) {
+        batch.retain(|o| self.selection.matches(o));
+        for item in &batch {
             self.frame(out, "ADDED", item);
         }
         if last {
@@ -177,8 +178,10 @@ impl Watch {
                 return;
             }
         };
-        for event in events.iter().filter(|e| e.object.key.starts_with(&self.prefix)) {
-            self.event(out, event);
+        for event in &events {
+            if event.object.key.starts_with(&self.prefix) {
+                self.event(out, event);
+            }
             if out.len() >= CHUNK {
                 self.revision = event.revision();
                 return;

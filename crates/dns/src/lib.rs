@@ -1,1 +1,298 @@
-//! 
+//! The cluster's name server: API to DNS. It answers from the newest snapshot, hands everything outside the cluster to
+//! the upstream servers, and says why when it says no. What a name means is decided in [`model::names`]; here are the
+//! packets, the sockets and the upstream.
+
+mod answer;
+mod forward;
+mod metrics;
+mod serve;
+mod wire;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use arc_swap::ArcSwap;
+use model::{
+    Snapshot,
+    names::{Directory, Zone},
+};
+use tokio::{runtime, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+pub use forward::Upstreams;
+pub use model::names::{NameError, PodNames};
+
+use forward::Forwarder;
+use metrics::Metrics;
+use serve::Shared;
+
+/// Everything there is to set.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Addresses for UDP and TCP. Prefer the node's own to `0.0.0.0`, so that an answer comes from where it was asked.
+    pub listen: Vec<SocketAddr>,
+    /// The cluster's domain, its TTLs, pod names and reverse ranges.
+    pub zone: Zone,
+    pub upstreams: Upstreams,
+    /// More addresses under which this server is known (the ClusterIP of the DNS Service), so that an upstream list
+    /// which names them makes no loop.
+    pub own_addresses: Vec<IpAddr>,
+    /// Sources that are answered; empty for all. Others get REFUSED.
+    pub allow: Vec<ipnet::IpNet>,
+    /// UDP threads and sockets per address; `None` for one per core.
+    pub threads: Option<NonZero<usize>>,
+    /// Listen on addresses that do not exist yet (`IP_FREEBIND`).
+    pub freebind: bool,
+    /// Where `/metrics`, `/health` and `/ready` are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Config {
+    /// For `zone` at `listen`, with upstream servers from `/etc/resolv.conf` and everybody allowed.
+    pub fn new(zone: Zone, listen: Vec<SocketAddr>) -> Self {
+        Self {
+            listen,
+            zone,
+            upstreams: Upstreams::default(),
+            own_addresses: Vec::new(),
+            allow: Vec::new(),
+            threads: None,
+            freebind: false,
+            metrics: None,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no address to serve DNS at is configured")]
+    NoAddress,
+    #[error("cannot serve {what} at {address}: {}", cause(.source, .address))]
+    Bind { what: &'static str, address: SocketAddr, source: io::Error },
+    #[error("cannot start the threads of the DNS server: {0}; is there a limit on processes (ulimit -u)?")]
+    Threads(#[source] io::Error),
+}
+
+/// What is the matter with an address, and what to do.
+fn cause(source: &io::Error, address: &SocketAddr) -> String {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "port {} is taken by another program (ss -lnup 'sport = {0}' shows which); stop it, or listen elsewhere",
+            address.port()
+        ),
+        io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
+        _ => source.to_string(),
+    }
+}
+
+/// A running server. It runs until its token is cancelled, whether or not this handle is kept.
+pub struct Server {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
+    applied: watch::Receiver<u64>,
+    ended: watch::Receiver<bool>,
+}
+
+/// Bound sockets, before anything runs.
+struct Sockets {
+    udp: Vec<std::net::UdpSocket>,
+    tcp: Vec<std::net::TcpListener>,
+    addresses: Vec<SocketAddr>,
+    metrics: Option<std::net::TcpListener>,
+}
+
+impl Server {
+    /// Binds all sockets, then serves from threads of its own until `stop`. Until the first complete snapshot, the
+    /// cluster's names are answered with SERVFAIL.
+    pub async fn start(
+        config: Config,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        stop: CancellationToken,
+    ) -> Result<Self, Error> {
+        let sockets = bind(&config)?;
+        let addresses = sockets.addresses.clone();
+        let metrics_address = sockets.metrics.as_ref().and_then(|l| l.local_addr().ok());
+        let port = addresses.first().map_or(53, SocketAddr::port);
+        let metrics = Arc::new(Metrics::new(&format!("dns://:{port}"), &config.zone.name.to_string()));
+        let own = config.own_addresses.iter().map(|ip| SocketAddr::new(*ip, 53)).chain(addresses.iter().copied());
+        let first = Directory::of(config.zone.clone(), &snapshots.borrow());
+        let shared = Arc::new(Shared {
+            directory: ArcSwap::from_pointee(first),
+            zone: config.zone,
+            forwarder: Arc::new(Forwarder::new(config.upstreams, own.collect(), metrics.clone())),
+            metrics,
+            allow: config.allow,
+            stopped: AtomicBool::new(false),
+        });
+        let (applied, applied_seen) = watch::channel(shared.directory.load().snapshot().revision);
+        let (ended, ended_seen) = watch::channel(false);
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(2)
+            .thread_name("dns-io")
+            .enable_all()
+            .build()
+            .map_err(Error::Threads)?;
+        spawn("dns", {
+            let shared = shared.clone();
+            move || {
+                run(&shared, sockets, &runtime, snapshots, &applied, &stop);
+                // Tasks that wait for upstream servers are not waited for.
+                runtime.shutdown_background();
+                let _ = ended.send(true);
+            }
+        })?;
+        Ok(Self { shared, addresses, metrics_address, applied: applied_seen, ended: ended_seen })
+    }
+
+    /// Where it listens, with the ports that the kernel chose for port 0.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// The revision of the snapshot that answers are made from.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.clone()
+    }
+
+    /// Everything that answers depend on has been listed.
+    pub fn ready(&self) -> bool {
+        self.shared.directory.load().unlisted().is_none()
+    }
+
+    /// The names as they are answered at this moment, for explanations.
+    pub fn directory(&self) -> Arc<Directory> {
+        self.shared.directory.load_full()
+    }
+
+    /// Counters in the OpenMetrics text format.
+    pub fn metrics(&self) -> String {
+        self.shared.metrics.text()
+    }
+
+    /// Returns when all threads have ended and all sockets are closed.
+    pub async fn stopped(&self) {
+        // An error means that the sender is gone, and with it the thread.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, Error> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map_err(Error::Threads)
+}
+
+fn bind(config: &Config) -> Result<Sockets, Error> {
+    if config.listen.is_empty() {
+        return Err(Error::NoAddress);
+    }
+    let threads = config.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
+    let mut sockets = Sockets { udp: Vec::new(), tcp: Vec::new(), addresses: Vec::new(), metrics: None };
+    for wanted in &config.listen {
+        // TCP first: it does not share its port, so a second server finds out here.
+        let failed = |what| move |source| Error::Bind { what, address: *wanted, source };
+        let listener = listen(*wanted, config.freebind).map_err(failed("DNS over TCP"))?;
+        let address = listener.local_addr().map_err(failed("DNS over TCP"))?;
+        for _ in 0..threads {
+            sockets.udp.push(serve::udp::bind(address, config.freebind).map_err(failed("DNS over UDP"))?);
+        }
+        sockets.tcp.push(listener);
+        sockets.addresses.push(address);
+    }
+    if let Some(address) = config.metrics {
+        let failed = |source| Error::Bind { what: "DNS metrics", address, source };
+        sockets.metrics = Some(listen(address, config.freebind).map_err(failed)?);
+    }
+    Ok(sockets)
+}
+
+fn listen(address: SocketAddr, freebind: bool) -> io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(freebind)?,
+        SocketAddr::V6(_) => {
+            socket.set_freebind_v6(freebind)?;
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+    }
+    socket.bind(&address.into())?;
+    socket.listen(256)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Starts the threads and tasks, then keeps the directory up to date until `stop`.
+fn run(
+    shared: &Arc<Shared>,
+    sockets: Sockets,
+    runtime: &runtime::Runtime,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    applied: &watch::Sender<u64>,
+    stop: &CancellationToken,
+) {
+    let mut threads = Vec::new();
+    for (i, socket) in sockets.udp.into_iter().enumerate() {
+        let (shared, handle) = (shared.clone(), runtime.handle().clone());
+        match spawn(&format!("dns-udp-{i}"), move || serve::udp::serve(&shared, socket, &handle)) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => tracing::error!(%error, "a DNS thread is missing"),
+        }
+    }
+    let _runtime = runtime.enter();
+    for listener in sockets.tcp {
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => _ = runtime.spawn(serve::tcp::serve(shared.clone(), listener, stop.clone())),
+            Err(error) => tracing::error!(%error, "DNS over TCP is missing"),
+        }
+    }
+    if let Some(listener) = sockets.metrics {
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => _ = runtime.spawn(serve::metrics_http::serve(shared.clone(), listener, stop.clone())),
+            Err(error) => tracing::error!(%error, "DNS metrics are missing"),
+        }
+    }
+    runtime.block_on(async {
+        loop {
+            let changed = tokio::select! {
+                changed = snapshots.changed() => changed,
+                () = stop.cancelled() => return,
+            };
+            // Nobody makes snapshots any more: go on serving the last one.
+            if changed.is_err() {
+                return stop.cancelled().await;
+            }
+            let newest = snapshots.borrow_and_update().clone();
+            let next = shared.directory.load().advance(&newest);
+            shared.directory.store(Arc::new(next));
+            shared.metrics.revision.set(newest.revision);
+            applied.send_replace(newest.revision);
+        }
+    });
+    shared.stopped.store(true, Ordering::Relaxed);
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a DNS thread has panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

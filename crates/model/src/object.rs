@@ -239,6 +239,7 @@ pub struct EndpointPort {
     pub name: Arc<str>,
     pub protocol: Protocol,
     pub port: Option<u16>,
+    pub app_protocol: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -151,7 +151,8 @@ fn endpoint_slice_fields(r: &mut Reader<'_>, v: &Value) -> Option<EndpointSlice>
                 some => some,
             },
         };
-        ports.push(EndpointPort { name: r.str(&p["name"]), protocol, port });
+        let (name, app_protocol) = (r.str(&p["name"]), r.optional_str(&p["appProtocol"]));
+        ports.push(EndpointPort { name, protocol, port, app_protocol });
     }
     let mut endpoints = Vec::new();
     if address_type != AddressType::Fqdn {

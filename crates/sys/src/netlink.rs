@@ -22,8 +22,6 @@ const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 pub(crate) const SUBSYS_CTNETLINK: u16 = 1;
 pub(crate) const SUBSYS_NFTABLES: u16 = 10;
-/// Netlink header and the `nfgenmsg` behind it.
-const HEADER: usize = 20;
 /// One batch is one `sendmsg`, so the socket's buffer bounds a transaction. 250,000 elements take about 20 MB.
 const SEND_BUFFER: usize = 256 << 20;
 const RECEIVE_BUFFER: usize = 8 << 20;

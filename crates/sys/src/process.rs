@@ -70,8 +70,10 @@ impl Pidfd {
     }
 
     /// Resolves when the process has ended; reaps it if it was our child.
+    #[expect(unsafe_code, reason = "registering a borrowed descriptor")]
     pub async fn wait(&self) -> io::Result<()> {
-        let watched = AsyncFd::with_interest(self.fd.as_fd(), Interest::READABLE)?;
+        // SAFETY: the borrowed descriptor stays open and the same for as long as `self` is borrowed, which outlives `watched`.
+        let watched = unsafe { AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE)? };
         watched.readable().await?.retain_ready();
         // Not our child (an adopted one): whoever is its parent reaps it.
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));

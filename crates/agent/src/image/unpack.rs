@@ -189,7 +189,7 @@ fn split(path: &Path) -> io::Result<Option<(PathBuf, String)>> {
 
 /// `path` below `root`, following the links that are there as a process inside the root would: `..` stops at the root.
 /// Parts that do not exist yet are taken as they are.
-pub(super) fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let mut inside = PathBuf::new();
     let mut todo: Vec<std::ffi::OsString> = path.components().rev().map(|c| c.as_os_str().to_owned()).collect();
     let mut links = 0;

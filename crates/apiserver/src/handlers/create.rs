@@ -106,14 +106,7 @@ impl NewObject {
         admit::default(kind.kind, &mut object);
         admit::prepare_create(kind.kind, &mut object);
         let (resource, key) = (resource_of(kind), key_of(namespace, &name));
-        // Told before an allocation is made for nothing; the store decides for good.
-        if !name.is_empty() && api.store.get(&resource, &key).is_some() {
-            let errors = admit::validate_create(kind.kind, &object);
-            let allocation_only = errors.iter().all(|e| e.field.starts_with("spec."));
-            return Err(if allocation_only { Failure::already_exists(kind, &name) } else { Failure::invalid(kind, &name, &errors) });
-        }
-        let is_service = is_service(kind);
-        let reservation = if is_service {
+        let reservation = if is_service(kind) {
             let reserved = api.allocations().reserve(None, &mut object, rand::random());
             Some(reserved.map_err(|errors| Failure::invalid(kind, &name, &errors))?)
         } else {

@@ -153,7 +153,7 @@ fn patched_scale(call: &Call, current: &Value) -> Result<Value, Failure> {
         "application/json-patch+json" => {
             let patch: json_patch::Patch = serde_json::from_slice(&call.body).map_err(bad)?;
             json_patch::patch(&mut scale, &patch)
-                .map_err(|e| Failure::unprocessable(call.kind(), &call.target.name, &e.to_string()))?;
+                .map_err(|e| Failure::unprocessable(&e.to_string()))?;
         }
         other => {
             return Err(Failure::unsupported_media_type(format!(

@@ -103,7 +103,9 @@ fn patched(call: &Call, current: &Value) -> Result<(Value, Vec<String>), Failure
         .map(|d| (d.object, d.warnings))
         .map_err(|e| match e {
             PatchError::BadRequest(message) => Failure::bad_request(message),
-            PatchError::Unprocessable(message) => Failure::unprocessable(kind, &call.target.name, &message),
+            PatchError::Unprocessable(cause) => Failure::unprocessable(&cause),
+            PatchError::Invalid(error) => Failure::invalid_patch(&error),
+            PatchError::TooLarge(message) => Failure::patch_too_large(message),
             PatchError::UnsupportedMediaType(message) => Failure::unsupported_media_type(message),
         })
 }

@@ -19,10 +19,10 @@ pub fn default(kind: &str, object: &mut Value) {
             let spec = child(root, "spec");
             pod_spec(spec);
             absent(spec, "enableServiceLinks", true);
-            for container in items(spec, "initContainers").chain_all() {
+            for container in items(spec, "initContainers") {
                 requests_follow_limits(container);
             }
-            for container in items(spec, "containers").chain_all() {
+            for container in items(spec, "containers") {
                 requests_follow_limits(container);
             }
         }
@@ -65,15 +65,15 @@ pub fn default(kind: &str, object: &mut Value) {
         }
         "Job" => job(root),
         "Endpoints" => {
-            for subset in items(root, "subsets").chain_all() {
-                for port in items(subset, "ports").chain_all() {
+            for subset in items(root, "subsets") {
+                for port in items(subset, "ports") {
                     absent(port, "protocol", "TCP");
                 }
             }
         }
         "EndpointSlice" => {
             absent(root, "endpoints", Value::Array(Vec::new()));
-            for port in items(root, "ports").chain_all() {
+            for port in items(root, "ports") {
                 absent(port, "name", "");
                 absent(port, "protocol", "TCP");
             }
@@ -104,7 +104,7 @@ pub fn default(kind: &str, object: &mut Value) {
             if let Some(role) = present(root, "roleRef") {
                 absent(role, "apiGroup", "rbac.authorization.k8s.io");
             }
-            for subject in items(root, "subjects").chain_all() {
+            for subject in items(root, "subjects") {
                 if matches!(subject.get("kind").and_then(Value::as_str), Some("User" | "Group")) {
                     absent(subject, "apiGroup", "rbac.authorization.k8s.io");
                 }
@@ -141,17 +141,9 @@ fn absent(of: &mut Object, key: &str, value: impl Into<Value>) {
     }
 }
 
-/// The objects of a list, empty when there is none.
-struct Items<'a>(&'a mut [Value]);
-
-impl<'a> Items<'a> {
-    fn chain_all(self) -> impl Iterator<Item = &'a mut Object> {
-        self.0.iter_mut().filter_map(Value::as_object_mut)
-    }
-}
-
-fn items<'a>(of: &'a mut Object, key: &str) -> Items<'a> {
-    Items(of.get_mut(key).and_then(Value::as_array_mut).map_or(&mut [], Vec::as_mut_slice))
+/// The objects of a list, none when there is no list.
+fn items<'a>(of: &'a mut Object, key: &str) -> impl Iterator<Item = &'a mut Object> {
+    of.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
 fn service(root: &mut Object) {
@@ -165,7 +157,7 @@ fn service(root: &mut Object) {
         _ => {}
     }
     absent(spec, "type", "ClusterIP");
-    for port in items(spec, "ports").chain_all() {
+    for port in items(spec, "ports") {
         absent(port, "protocol", "TCP");
         if port.get("targetPort").is_none_or(|t| *t == 0 || *t == "")
             && let Some(number) = port.get("port").cloned()
@@ -190,7 +182,7 @@ fn service(root: &mut Object) {
     if kind == "LoadBalancer" {
         absent(spec, "allocateLoadBalancerNodePorts", true);
         if let Some(balancer) = present(root, "status").and_then(|s| present(s, "loadBalancer")) {
-            for ingress in items(balancer, "ingress").chain_all() {
+            for ingress in items(balancer, "ingress") {
                 if ingress.get("ip").and_then(Value::as_str).is_some_and(|ip| !ip.is_empty()) {
                     absent(ingress, "ipMode", "VIP");
                 }
@@ -218,11 +210,11 @@ fn pod_spec(spec: &mut Object) {
     }
     let host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["initContainers", "containers", "ephemeralContainers"] {
-        for it in items(spec, list).chain_all() {
+        for it in items(spec, list) {
             container(it, host_network);
         }
     }
-    for volume in items(spec, "volumes").chain_all() {
+    for volume in items(spec, "volumes") {
         self::volume(volume);
     }
 }
@@ -234,7 +226,7 @@ fn container(container: &mut Object, host_network: bool) {
     let policy = if floating_tag(image) { "Always" } else { "IfNotPresent" };
     absent(container, "imagePullPolicy", policy);
     child(container, "resources");
-    for port in items(container, "ports").chain_all() {
+    for port in items(container, "ports") {
         absent(port, "protocol", "TCP");
         if host_network
             && port.get("hostPort").is_none_or(|p| *p == 0)
@@ -264,7 +256,7 @@ fn container(container: &mut Object, host_network: bool) {
             }
         }
     }
-    for env in items(container, "env").chain_all() {
+    for env in items(container, "env") {
         if let Some(reference) = present(env, "valueFrom").and_then(|f| present(f, "fieldRef")) {
             absent(reference, "apiVersion", "v1");
         }
@@ -312,7 +304,7 @@ fn volume(volume: &mut Object) {
         absent(path, "type", "");
     }
     if let Some(projected) = present(volume, "projected") {
-        for source in items(projected, "sources").chain_all() {
+        for source in items(projected, "sources") {
             if let Some(token) = present(source, "serviceAccountToken") {
                 absent(token, "expirationSeconds", 3600);
             }
@@ -329,7 +321,7 @@ fn volume(volume: &mut Object) {
 }
 
 fn downward_items(source: &mut Object) {
-    for item in items(source, "items").chain_all() {
+    for item in items(source, "items") {
         if let Some(reference) = present(item, "fieldRef") {
             absent(reference, "apiVersion", "v1");
         }
@@ -340,7 +332,6 @@ fn stateful_set(spec: &mut Object) {
     absent(spec, "replicas", 1);
     absent(spec, "revisionHistoryLimit", 10);
     absent(spec, "podManagementPolicy", "OrderedReady");
-    absent(spec, "serviceName", "");
     let retention = child(spec, "persistentVolumeClaimRetentionPolicy");
     absent(retention, "whenDeleted", "Retain");
     absent(retention, "whenScaled", "Retain");
@@ -349,7 +340,7 @@ fn stateful_set(spec: &mut Object) {
     if strategy["type"] == "RollingUpdate" {
         absent(child(strategy, "rollingUpdate"), "partition", 0);
     }
-    for claim in items(spec, "volumeClaimTemplates").chain_all() {
+    for claim in items(spec, "volumeClaimTemplates") {
         absent(claim, "apiVersion", "v1");
         absent(claim, "kind", "PersistentVolumeClaim");
         absent(child(claim, "spec"), "volumeMode", "Filesystem");
@@ -399,8 +390,8 @@ fn network_policy(spec: &mut Object) {
     }
     child(spec, "podSelector");
     for direction in ["ingress", "egress"] {
-        for rule in items(spec, direction).chain_all() {
-            for port in items(rule, "ports").chain_all() {
+        for rule in items(spec, direction) {
+            for port in items(rule, "ports") {
                 absent(port, "protocol", "TCP");
             }
         }

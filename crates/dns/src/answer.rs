@@ -1,0 +1,308 @@
+//! From a query and a directory to an answer: pure, and the same for UDP and TCP. What the cluster does not know is
+//! handed back for the forwarder; this module refuses to know sockets, time and upstream servers.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use model::names::{Directory, Found, MAX_LABEL, Name, Reason, RecordType, Records, ServiceNames, SrvEntry};
+
+use crate::wire::{Extended, Full, HEADER, Query, Rcode, Section, Writer, flag};
+
+/// ExternalName Services that point at one another, before we give up.
+const MAX_ALIASES: usize = 8;
+/// SRV sets up to this size carry their targets' addresses along.
+const MAX_ADDITIONAL: usize = 128;
+const IN: u16 = 1;
+
+/// What became of a query.
+#[derive(Debug)]
+pub enum Outcome {
+    /// So many octets of the room are the answer.
+    Reply(usize, Rcode),
+    /// Somebody else knows.
+    Ask(Ask),
+}
+
+/// What to ask upstream, and what to do with the result.
+#[derive(Debug)]
+pub struct Ask {
+    pub name: Name,
+    pub kind: RecordType,
+    /// The answer so far, when an ExternalName Service led out of the zone.
+    pub partial: Option<Vec<u8>>,
+}
+
+/// How one query is to be answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Octets the answer may have.
+    pub limit: usize,
+    /// Any number: where the rotation of a record set starts.
+    pub turn: u64,
+    /// There are servers to ask about names outside the zone.
+    pub recursion: bool,
+}
+
+/// Answers a well-formed query into `room`.
+pub fn answer(directory: &Directory, query: &Query<'_>, room: &mut [u8], terms: Terms) -> Outcome {
+    let recursion = if terms.recursion { flag::RA } else { 0 };
+    let mut writer = Writer::new(query, room, terms.limit);
+    writer.set(recursion);
+    if let Some((rcode, code, text)) = refusal(query) {
+        return refuse(writer, rcode, code, text);
+    }
+    let mut work = Work { directory, kind: query.kind, turn: terms.turn, writer, owner: HEADER };
+    let mut name = query.name;
+    for aliases in 0..=MAX_ALIASES {
+        let next = match work.step(&name, aliases > 0) {
+            Step::Done(rcode) => return Outcome::Reply(work.writer.finish(None), rcode),
+            Step::No(rcode, code, why) => {
+                work.writer.rcode(rcode);
+                let why = if work.writer.explains() { why(directory) } else { String::new() };
+                return Outcome::Reply(work.writer.finish(Some((code, &why))), rcode);
+            }
+            Step::Elsewhere => return elsewhere(work.writer, query, name, aliases > 0, terms.recursion),
+            Step::Alias(next) => next,
+        };
+        name = next;
+    }
+    work.writer.rcode(Rcode::SERVFAIL);
+    let why = "ExternalName Services point at each other in a circle";
+    Outcome::Reply(work.writer.finish(Some((Extended::OTHER, why))), Rcode::SERVFAIL)
+}
+
+/// Questions that nobody gets an answer to.
+fn refusal(query: &Query<'_>) -> Option<(Rcode, Extended, &'static str)> {
+    if query.edns.is_some_and(|e| e.version > 0) {
+        return Some((Rcode::BADVERS, Extended::OTHER, "EDNS version 0 is the only one there is"));
+    }
+    if query.class != IN {
+        return Some((Rcode::REFUSED, Extended::NOT_SUPPORTED, "only class IN is served"));
+    }
+    match query.kind {
+        RecordType::OPT => Some((Rcode::FORMERR, Extended::OTHER, "OPT is not a type to ask for")),
+        RecordType::AXFR | RecordType::IXFR => {
+            Some((Rcode::REFUSED, Extended::PROHIBITED, "zone transfers are not offered"))
+        }
+        RecordType(128..=254) => Some((Rcode::NOTIMP, Extended::NOT_SUPPORTED, "query types of this kind are not served")),
+        _ => None,
+    }
+}
+
+/// A short answer that says no and why.
+pub fn refuse(mut writer: Writer<'_>, rcode: Rcode, code: Extended, text: &str) -> Outcome {
+    writer.rcode(rcode);
+    Outcome::Reply(writer.finish(Some((code, text))), rcode)
+}
+
+/// A name of somebody else's: for the forwarder, if the client wants that and we may.
+fn elsewhere(writer: Writer<'_>, query: &Query<'_>, name: Name, aliased: bool, recursion: bool) -> Outcome {
+    if aliased && !(recursion && query.recursion_desired()) {
+        return Outcome::Reply(writer.finish(None), Rcode::NOERROR);
+    }
+    if !query.recursion_desired() {
+        let text = "not a name of this cluster, and the query asks for no recursion";
+        return refuse(writer, Rcode::REFUSED, Extended::NOT_AUTHORITATIVE, text);
+    }
+    if !recursion {
+        let text = "not a name of this cluster, and no upstream server is configured: give one with --dns-upstream";
+        return refuse(writer, Rcode::REFUSED, Extended::NOT_AUTHORITATIVE, text);
+    }
+    Outcome::Ask(Ask { name, kind: query.kind, partial: aliased.then(|| writer.suspend()) })
+}
+
+/// An explanation that is only put into words when the client can read it.
+type Why<'a> = Box<dyn FnOnce(&Directory) -> String + 'a>;
+
+enum Step<'a> {
+    Done(Rcode),
+    No(Rcode, Extended, Why<'a>),
+    Elsewhere,
+    Alias(Name),
+}
+
+struct Work<'d, 'b> {
+    directory: &'d Directory,
+    kind: RecordType,
+    turn: u64,
+    writer: Writer<'b>,
+    /// Where the name that is being answered stands in the message: in the question, or in the last CNAME.
+    owner: usize,
+}
+
+impl Work<'_, '_> {
+    /// Answers for `name`, which is the question's or that of an alias.
+    fn step<'a>(&mut self, name: &'a Name, aliased: bool) -> Step<'a>
+    where
+        Self: 'a,
+    {
+        let answer = self.directory.answer(name, self.kind);
+        if let Found::Elsewhere = answer.found {
+            return Step::Elsewhere;
+        }
+        if let Some(kind) = self.directory.unlisted() {
+            let why = move |_: &Directory| format!("the list of {kind:?} objects has not arrived from the API server yet");
+            return Step::No(Rcode::SERVFAIL, Extended::NOT_READY, Box::new(why));
+        }
+        self.writer.set(flag::AA);
+        match answer.found {
+            Found::Elsewhere => Step::Elsewhere,
+            Found::Records(records) => {
+                if !self.records(&records) {
+                    self.writer.set(flag::TC);
+                }
+                Step::Done(Rcode::NOERROR)
+            }
+            Found::Alias(target) => self.alias(target),
+            Found::NoData(reason) => self.negative(Rcode::NOERROR, &reason, name, answer.apex_labels, aliased),
+            Found::NoName(reason) => self.negative(Rcode::NXDOMAIN, &reason, name, answer.apex_labels, aliased),
+        }
+    }
+
+    fn ttl(&self) -> u32 {
+        self.directory.zone().ttl
+    }
+
+    fn alias<'a>(&mut self, target: &Name) -> Step<'a> {
+        let (owner, ttl) = (self.owner, self.ttl());
+        let at = self.writer.len() + 12;
+        if self.writer.record(Section::Answer, owner, RecordType::CNAME, ttl, |w| w.name(target)).is_err() {
+            self.writer.set(flag::TC);
+            return Step::Done(Rcode::NOERROR);
+        }
+        self.owner = at;
+        if self.kind == RecordType::CNAME || self.kind == RecordType::ANY {
+            return Step::Done(Rcode::NOERROR);
+        }
+        let text = target.to_string();
+        if text.trim_end_matches('.').parse::<IpAddr>().is_ok() {
+            let why = move |_: &Directory| {
+                format!("externalName {text} is an address where a name belongs: use a Service without selector and an EndpointSlice")
+            };
+            return Step::No(Rcode::NXDOMAIN, Extended::OTHER, Box::new(why));
+        }
+        Step::Alias(*target)
+    }
+
+    /// "No", with the SOA that says for how long (RFC 2308), and the reason.
+    fn negative<'a>(
+        &mut self,
+        rcode: Rcode,
+        reason: &Reason<'a>,
+        name: &Name,
+        apex_labels: usize,
+        aliased: bool,
+    ) -> Step<'a> {
+        let zone = self.directory.zone();
+        let ttl = zone.ttl.min(zone.negative_ttl);
+        // An alias was asked for by a name of the zone, so the zone's name stands in the question.
+        let owner = match aliased {
+            false => HEADER + name.offset(name.len() - apex_labels),
+            true => self.writer.zone_offset(&zone.name).unwrap_or(HEADER),
+        };
+        if self.soa(Section::Authority, owner, ttl).is_err() {
+            self.writer.set(flag::TC);
+        }
+        // The reason lives as long as the names it points into; its text is made by whoever finishes the message.
+        let reason = reason.clone();
+        Step::No(rcode, Extended::OTHER, Box::new(move |d: &Directory| d.explain(&reason)))
+    }
+
+    fn soa(&mut self, section: Section, owner: usize, ttl: u32) -> Result<(), Full> {
+        let directory = self.directory;
+        let zone = directory.zone();
+        self.writer.record(section, owner, RecordType::SOA, ttl, |w| {
+            w.name(&below(&["ns", "dns"], &zone.name))?;
+            w.name(&below(&["hostmaster"], &zone.name))?;
+            // Serial, refresh, retry, expire, minimum.
+            for value in [directory.snapshot().revision as u32, 7200, 1800, 86400, zone.negative_ttl] {
+                w.u32(value)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes a record set, rotated. False when not all of it fitted.
+    fn records(&mut self, records: &Records<'_>) -> bool {
+        let (owner, ttl) = (self.owner, self.ttl());
+        let start = |n: usize, turn: u64| (turn % n.max(1) as u64) as usize;
+        match records {
+            Records::A(ips) => {
+                self.writer.addresses((owner, ttl), ips, start(ips.len(), self.turn), |ip: Ipv4Addr| ip.octets())
+            }
+            Records::Aaaa(ips) => {
+                self.writer.addresses((owner, ttl), ips, start(ips.len(), self.turn), |ip: Ipv6Addr| ip.octets())
+            }
+            Records::Address(IpAddr::V4(ip)) => self.writer.addresses((owner, ttl), &[*ip], 0, |ip| ip.octets()),
+            Records::Address(IpAddr::V6(ip)) => self.writer.addresses((owner, ttl), &[*ip], 0, |ip| ip.octets()),
+            Records::Srv { service, set } => self.srv(service, set, start(set.len(), self.turn)),
+            Records::Ptr(targets) => {
+                let start = start(targets.len(), self.turn);
+                targets[start..].iter().chain(&targets[..start]).all(|target| {
+                    self.writer.record(Section::Answer, owner, RecordType::PTR, ttl, |w| w.target(target)).is_ok()
+                })
+            }
+            Records::Txt(text) => self
+                .writer
+                .record(Section::Answer, owner, RecordType::TXT, ttl, |w| {
+                    w.octets(&[text.len() as u8])?;
+                    w.octets(text.as_bytes())
+                })
+                .is_ok(),
+            Records::Ns => {
+                let server = below(&["ns", "dns"], &self.directory.zone().name);
+                self.writer.record(Section::Answer, owner, RecordType::NS, ttl, |w| w.name(&server)).is_ok()
+            }
+            Records::Soa => self.soa(Section::Answer, owner, ttl).is_ok(),
+        }
+    }
+
+    fn srv(&mut self, service: &ServiceNames, set: &[SrvEntry], start: usize) -> bool {
+        let (owner, ttl) = (self.owner, self.ttl());
+        let weight = (100 / set.len().max(1)).max(1) as u16;
+        let mut offsets = Vec::with_capacity(set.len());
+        for entry in set[start..].iter().chain(&set[..start]) {
+            // Owner, type, class, TTL, length, then priority, weight and port stand before the target.
+            offsets.push((entry, self.writer.len() + 12 + 6));
+            let target = service.srv_target(entry);
+            let done = self.writer.record(Section::Answer, owner, RecordType::SRV, ttl, |w| {
+                w.u16(0)?;
+                w.u16(weight)?;
+                w.u16(entry.port)?;
+                w.target(&target)
+            });
+            if done.is_err() {
+                return false;
+            }
+        }
+        // The targets' addresses are a gift (RFC 2782): whatever does not fit is left out without a word.
+        let mut seen: Vec<Option<&str>> = Vec::new();
+        for (entry, at) in offsets.iter().take(MAX_ADDITIONAL).filter(|(_, at)| *at < 0x4000) {
+            let label = service.srv_target(entry).label;
+            if seen.contains(&label) {
+                continue;
+            }
+            seen.push(label);
+            let (v4, v6) = service.srv_addresses(entry);
+            for ip in v4 {
+                let _ = self.writer.record(Section::Additional, *at, RecordType::A, ttl, |w| w.octets(&ip.octets()));
+            }
+            for ip in v6 {
+                let _ = self.writer.record(Section::Additional, *at, RecordType::AAAA, ttl, |w| w.octets(&ip.octets()));
+            }
+        }
+        true
+    }
+}
+
+/// `labels` in front of `zone`, or the zone itself when that would be too long a name.
+fn below(labels: &[&str], zone: &Name) -> Name {
+    let mut name = Name::ROOT;
+    let all = labels.iter().map(|l| l.as_bytes()).chain(zone.labels());
+    debug_assert!(labels.iter().all(|l| l.len() <= MAX_LABEL));
+    for label in all {
+        if name.push(label).is_err() {
+            return *zone;
+        }
+    }
+    name
+}

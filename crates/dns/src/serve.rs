@@ -1,0 +1,137 @@
+//! From sockets to [`crate::answer`] and back. Answers from the snapshot are given on the spot, by threads that do
+//! nothing else; only questions for upstream servers wait, each on a task of its own.
+
+pub mod metrics_http;
+pub mod tcp;
+pub mod udp;
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use model::names::{Directory, Zone};
+
+use crate::{
+    answer::{self, Ask, Outcome, Terms},
+    forward::{self, Forwarder},
+    metrics::{Metrics, Tally, Transport},
+    wire::{Extended, Malformed, Query, Rcode, Writer, header_only},
+};
+
+/// What all threads and tasks of one server share.
+pub struct Shared {
+    pub directory: ArcSwap<Directory>,
+    pub zone: Zone,
+    pub forwarder: Arc<Forwarder>,
+    pub metrics: Arc<Metrics>,
+    /// Sources that are answered; empty for all.
+    pub allow: Vec<IpNet>,
+    pub stopped: AtomicBool,
+}
+
+/// What to do about a packet.
+pub enum Reaction {
+    Silence,
+    Reply(usize),
+    /// Ask upstream; see [`Shared::forward`].
+    Forward(Ask),
+}
+
+impl Shared {
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    fn allows(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&peer))
+    }
+
+    /// Reads a packet and answers it into `room`, or says what else to do.
+    pub fn react(
+        &self,
+        directory: &Directory,
+        packet: &[u8],
+        peer: &std::net::SocketAddr,
+        transport: Transport,
+        turn: u64,
+        (room, tally): (&mut [u8], &mut Tally),
+    ) -> Reaction {
+        let query = match Query::parse(packet) {
+            Ok(query) => query,
+            Err(Malformed::Silence) => {
+                self.metrics.ignored.inc();
+                return Reaction::Silence;
+            }
+            Err(Malformed::Code(rcode)) => {
+                tally.response(rcode);
+                return Reaction::Reply(header_only(packet, rcode, room));
+            }
+        };
+        tally.request(transport, peer, query.kind);
+        let limit = limit(&query, transport);
+        let terms = Terms { limit, turn, recursion: self.forwarder.enabled() };
+        let outcome = if self.allows(peer.ip()) {
+            answer::answer(directory, &query, room, terms)
+        } else {
+            let text = format!("{} is not among the sources that this server answers", peer.ip().to_canonical());
+            answer::refuse(Writer::new(&query, room, limit), Rcode::REFUSED, Extended::PROHIBITED, &text)
+        };
+        let (length, rcode) = match outcome {
+            Outcome::Reply(length, rcode) => (length, rcode),
+            Outcome::Ask(ask) => match self.forwarder.cached(&ask.name, ask.kind, &query) {
+                Some(known) => forward::finish(&query, &ask, &Ok(known), self.zone.ttl, room, limit),
+                None => return Reaction::Forward(ask),
+            },
+        };
+        tally.response(rcode);
+        Reaction::Reply(length)
+    }
+
+    /// The answer to a query whose [`Self::react`] was [`Reaction::Forward`]. Empty only if the packet is none.
+    pub async fn forward(&self, packet: &[u8], ask: &Ask, transport: Transport) -> Vec<u8> {
+        let Ok(query) = Query::parse(packet) else { return Vec::new() };
+        let answer = self.forwarder.ask(&ask.name, ask.kind, &query).await;
+        let limit = limit(&query, transport);
+        let mut room = vec![0; limit.max(crate::wire::UDP_PLAIN)];
+        let (length, rcode) = forward::finish(&query, ask, &answer, self.zone.ttl, &mut room, limit);
+        room.truncate(length);
+        let mut tally = Tally::default();
+        tally.response(rcode);
+        self.metrics.add(&mut tally);
+        room
+    }
+}
+
+fn limit(query: &Query<'_>, transport: Transport) -> usize {
+    match transport {
+        Transport::Udp => query.udp_limit(),
+        Transport::Tcp => usize::from(u16::MAX),
+    }
+}
+
+/// Numbers for rotation: quick, and evenly spread, which is all that is asked of them (xorshift64*).
+pub struct Turns(u64);
+
+impl Turns {
+    pub fn new() -> Self {
+        Self(rand::random::<u64>() | 1)
+    }
+}
+
+impl Iterator for Turns {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        Some(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16)
+    }
+}

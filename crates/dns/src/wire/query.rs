@@ -1,0 +1,145 @@
+//! What a client asked.
+
+use model::names::{Name, RecordType};
+
+use super::{HEADER, Rcode, UDP_MAX, UDP_PLAIN, flag, skip_name, u16_at, u32_at};
+
+/// What the client's OPT record said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edns {
+    /// The largest UDP message it takes.
+    pub size: u16,
+    pub version: u8,
+    /// DNSSEC OK.
+    pub dnssec: bool,
+}
+
+/// A well-formed query: one question, in a packet that is kept for its spelling.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    packet: &'a [u8],
+    question_end: usize,
+    pub name: Name,
+    pub kind: RecordType,
+    pub class: u16,
+    pub edns: Option<Edns>,
+}
+
+/// What to tell the sender of something that is no query we can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Nothing: too short to have a sender's id, or itself an answer.
+    Silence,
+    Code(Rcode),
+}
+
+impl<'a> Query<'a> {
+    pub fn parse(packet: &'a [u8]) -> Result<Self, Malformed> {
+        let header: &[u8; HEADER] = packet.first_chunk().ok_or(Malformed::Silence)?;
+        let word = |i: usize| u16::from_be_bytes([header[2 * i], header[2 * i + 1]]);
+        let flags = word(1);
+        if flags & flag::QR != 0 {
+            return Err(Malformed::Silence);
+        }
+        if flags & flag::OPCODE != 0 {
+            return Err(Malformed::Code(Rcode::NOTIMP));
+        }
+        let formerr = Malformed::Code(Rcode::FORMERR);
+        if word(2) != 1 {
+            return Err(formerr);
+        }
+        let (name, at) = question_name(packet).ok_or(formerr)?;
+        let kind = RecordType(u16_at(packet, at).ok_or(formerr)?);
+        let class = u16_at(packet, at + 2).ok_or(formerr)?;
+        let question_end = at + 4;
+        let before_additional = u32::from(word(3)) + u32::from(word(4));
+        let edns = match before_additional + u32::from(word(5)) {
+            0 => None,
+            all => edns(packet, question_end, before_additional, all).ok_or(formerr)?,
+        };
+        Ok(Self { packet, question_end, name, kind, class, edns })
+    }
+
+    pub fn id(&self) -> [u8; 2] {
+        [self.packet[0], self.packet[1]]
+    }
+
+    pub fn flags(&self) -> u16 {
+        u16::from_be_bytes([self.packet[2], self.packet[3]])
+    }
+
+    pub fn recursion_desired(&self) -> bool {
+        self.flags() & flag::RD != 0
+    }
+
+    pub fn dnssec(&self) -> bool {
+        self.edns.is_some_and(|e| e.dnssec)
+    }
+
+    /// Name, type and class as the client spelled them.
+    pub fn question(&self) -> &'a [u8] {
+        &self.packet[HEADER..self.question_end]
+    }
+
+    pub fn packet(&self) -> &'a [u8] {
+        self.packet
+    }
+
+    /// The largest UDP answer for this client.
+    pub fn udp_limit(&self) -> usize {
+        self.edns.map_or(UDP_PLAIN, |e| usize::from(e.size).clamp(UDP_PLAIN, UDP_MAX))
+    }
+}
+
+/// The question's name; it is the first of the message, so a pointer in it could only be a trick.
+fn question_name(packet: &[u8]) -> Option<(Name, usize)> {
+    let mut name = Name::ROOT;
+    let mut at = HEADER;
+    loop {
+        let length = usize::from(*packet.get(at)?);
+        at += 1;
+        if length == 0 {
+            return Some((name, at));
+        }
+        name.push(packet.get(at..at + length)?).ok()?;
+        at += length;
+    }
+}
+
+/// The OPT record among `all` records, of which it may only be one of those after the first `before`. The outer
+/// `None` is a malformed packet.
+#[expect(clippy::option_option, reason = "malformed, absent and present are three things")]
+fn edns(packet: &[u8], mut at: usize, before: u32, all: u32) -> Option<Option<Edns>> {
+    let mut found = None;
+    for i in 0..all {
+        let body = skip_name(packet, at)?;
+        let kind = RecordType(u16_at(packet, body)?);
+        let length = usize::from(u16_at(packet, body + 8)?);
+        let end = body + 10 + length;
+        if end > packet.len() {
+            return None;
+        }
+        if kind == RecordType::OPT {
+            if i < before || found.is_some() || packet[at] != 0 || !options_fit(&packet[body + 10..end]) {
+                return None;
+            }
+            let ttl = u32_at(packet, body + 4)?;
+            found = Some(Edns {
+                size: u16_at(packet, body + 2)?,
+                version: (ttl >> 16) as u8,
+                dnssec: ttl & 0x8000 != 0,
+            });
+        }
+        at = end;
+    }
+    Some(found)
+}
+
+fn options_fit(mut rest: &[u8]) -> bool {
+    while !rest.is_empty() {
+        let Some(length) = u16_at(rest, 2) else { return false };
+        let Some(next) = rest.get(4 + usize::from(length)..) else { return false };
+        rest = next;
+    }
+    true
+}

@@ -1,0 +1,149 @@
+//! The proxy's own thread: netlink blocks, so nothing else shares it. It wakes for every new snapshot, now and then to
+//! see whether somebody else changed the ruleset, and after a failure to try again.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use model::{Snapshot, route::Frontend};
+use sys::nft::{Kernel, Op, Tables, Transaction};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, Error,
+    desired::Desired,
+    flows,
+    layout::{self, kernel_family},
+    nftables::Nftables,
+    target::{Reconciler, Target},
+};
+
+/// How often the ruleset's generation is looked at.
+const DRIFT: Duration = Duration::from_secs(5);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// A running proxy. Rules stay in the kernel when it stops, so that a restart is not noticed; [`cleanup`] removes them.
+pub struct Proxy {
+    applied: watch::Receiver<u64>,
+    desired: watch::Receiver<Arc<Desired>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Programs the network namespace of the calling thread. Fails at once when the kernel cannot be talked to.
+    pub fn start(
+        config: Config,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        stop: CancellationToken,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let target = Nftables::new(config, Kernel::open()?);
+        let (applied_tx, applied) = watch::channel(0);
+        let (desired_tx, desired) = watch::channel(Arc::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(Error::Thread)?;
+        let mut worker = Worker {
+            reconciler: Reconciler::new(target),
+            applied: applied_tx,
+            desired: desired_tx,
+            flows: Some(BTreeSet::new()),
+        };
+        let thread = std::thread::Builder::new()
+            .name("proxy".into())
+            .spawn(move || runtime.block_on(worker.run(snapshots, stop)))
+            .map_err(Error::Thread)?;
+        Ok(Self { applied, desired, thread: Some(thread) })
+    }
+
+    /// The newest revision that the kernel has taken in; 0 before the first.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.clone()
+    }
+
+    /// What the kernel holds.
+    pub fn desired(&self) -> watch::Receiver<Arc<Desired>> {
+        self.desired.clone()
+    }
+
+    /// Waits until the thread has ended after its token was cancelled. Blocks.
+    pub fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the proxy's thread panicked; the rules stay as they are until the next start");
+        }
+    }
+}
+
+struct Worker {
+    reconciler: Reconciler<Nftables<Kernel>>,
+    applied: watch::Sender<u64>,
+    desired: watch::Sender<Arc<Desired>>,
+    /// Frontends whose flows are to be looked at; some at start, when nothing is known. `None`: nothing to do.
+    flows: Option<BTreeSet<Frontend>>,
+}
+
+impl Worker {
+    async fn run(&mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>, stop: CancellationToken) {
+        let mut retry = RETRY_FIRST;
+        loop {
+            let snapshot = snapshots.borrow_and_update().clone();
+            let wait = match self.step(&snapshot) {
+                Ok(()) => {
+                    retry = RETRY_FIRST;
+                    DRIFT
+                }
+                Err(e) => {
+                    tracing::warn!("the node's rules could not be brought up to date, trying again: {e}");
+                    retry = (retry * 2).min(RETRY_MOST);
+                    retry
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = snapshots.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(wait) => self.look_for_drift(),
+            }
+        }
+    }
+
+    fn look_for_drift(&mut self) {
+        // A failure to look counts as drift: the next step observes and reports it.
+        if self.reconciler.target.drifted().unwrap_or(true) {
+            self.reconciler.forget();
+        }
+    }
+
+    fn step(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        let Some(before) = self.reconciler.reconcile(snapshot)? else { return Ok(()) };
+        let Some(have) = self.reconciler.have() else { return Ok(()) };
+        let affected = flows::affected(&before, have);
+        if !affected.is_empty() {
+            self.flows.get_or_insert_default().extend(affected);
+        }
+        self.applied.send_if_modified(|revision| std::mem::replace(revision, have.revision) != have.revision);
+        self.desired.send_replace(Arc::new(have.clone()));
+        if let Some(frontends) = &self.flows {
+            let ended = flows::clean(have, frontends)?;
+            if ended > 0 {
+                tracing::debug!("ended {ended} flows whose endpoint is gone");
+            }
+            self.flows = None;
+        }
+        Ok(())
+    }
+}
+
+/// Removes everything a proxy ever put into this network namespace's kernel.
+pub fn cleanup() -> Result<(), Error> {
+    let mut kernel = Kernel::open()?;
+    let table: Arc<str> = layout::TABLE.into();
+    for family in [model::IpFamily::V4, model::IpFamily::V6] {
+        let family = kernel_family(family);
+        if kernel.read(family, &table)?.is_some() {
+            let mut t = Transaction::default();
+            t.push(family, &table, Op::DeleteTable);
+            kernel.commit(&t)?;
+        }
+    }
+    Ok(())
+}
