@@ -29,7 +29,10 @@ pub fn install_tools() -> Result<()> {
     }
     if !nix::unistd::geteuid().is_root() {
         let list: Vec<&str> = missing.into_iter().collect();
-        bail!("the tests need packages that only root can install; as root, run: apt-get install -y {}", list.join(" "));
+        bail!(
+            "the tests need packages that only root can install; as root, run: apt-get install -y {}",
+            list.join(" ")
+        );
     }
     println!("installing {}", missing.iter().copied().collect::<Vec<_>>().join(" "));
     fresh_lists()?;

@@ -68,7 +68,8 @@ fn read_response(stream: &mut impl BufRead, method: &str) -> io::Result<Response
     if headers.get("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
         loop {
             let size = read_line(stream)?;
-            let size = u64::from_str_radix(size.split(';').next().unwrap_or(""), 16).map_err(|_| bad("a chunk size"))?;
+            let size =
+                u64::from_str_radix(size.split(';').next().unwrap_or(""), 16).map_err(|_| bad("a chunk size"))?;
             if size == 0 {
                 break;
             }

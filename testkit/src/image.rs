@@ -80,7 +80,8 @@ fn append_dir(archive: &mut tar::Builder<Vec<u8>>, root: &Path, inside: &Path, w
         if inside.as_os_str().is_empty() && without.iter().any(|w| w.as_bytes() == name.as_bytes()) {
             continue;
         }
-        append(archive, root, &inside.join(&name), without).with_context(|| format!("{}", inside.join(&name).display()))?;
+        append(archive, root, &inside.join(&name), without)
+            .with_context(|| format!("{}", inside.join(&name).display()))?;
     }
     Ok(())
 }

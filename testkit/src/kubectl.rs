@@ -48,7 +48,11 @@ impl Output {
     /// When it ended otherwise.
     #[track_caller]
     pub fn refused(self) -> String {
-        assert_eq!(self.code, 1, "{} should be refused\nstdout: {}\nstderr: {}", self.command, self.stdout, self.stderr);
+        assert_eq!(
+            self.code, 1,
+            "{} should be refused\nstdout: {}\nstderr: {}",
+            self.command, self.stdout, self.stderr
+        );
         self.stderr
     }
 

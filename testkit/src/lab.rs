@@ -165,7 +165,10 @@ mod tests {
         let before = fs::read_to_string("/proc/net/dev").expect("links");
         let lab = Lab::new("selftest").expect("a lab");
         let dir = lab.dir().to_owned();
-        assert_eq!(lab.node().sh("hostname=$(cat /proc/sys/kernel/hostname); echo $hostname").stdout.trim(), lab.name());
+        assert_eq!(
+            lab.node().sh("hostname=$(cat /proc/sys/kernel/hostname); echo $hostname").stdout.trim(),
+            lab.name()
+        );
         let outside = lab.outside().sh("ip -brief address show eth0");
         assert!(outside.stdout.contains("198.51.100.2/24"), "{outside:?}");
         let listen = || Ok(std::net::TcpListener::bind((NODE_ADDRESS, 0))?);

@@ -115,7 +115,11 @@ impl Place {
     /// The environment the main process of the place was started with.
     pub fn environment(&self) -> Result<Vec<String>> {
         let bytes = fs::read(format!("/proc/{}/environ", self.pid))?;
-        Ok(bytes.split(|b| *b == 0).filter(|v| !v.is_empty()).map(|v| String::from_utf8_lossy(v).into_owned()).collect())
+        Ok(bytes
+            .split(|b| *b == 0)
+            .filter(|v| !v.is_empty())
+            .map(|v| String::from_utf8_lossy(v).into_owned())
+            .collect())
     }
 
     /// A file of the place's file system.

@@ -140,7 +140,8 @@ pub fn traces(lab: &Lab) -> Result<Vec<String>> {
             [ -f /proc/sys/$f ] && echo \"sysctl $f $(cat /proc/sys/$f)\"; done; \
         find /sys/fs/cgroup -mindepth 1 -type d | sed 's/^/cgroup /'; \
         ls -d /run/portolan 2>/dev/null; ls /run/netns 2>/dev/null | sed 's/^/netns /'; true";
-    let mut lines: Vec<String> = lab.node().sh(script).result().map_err(|e| anyhow!(e))?.lines().map(str::to_owned).collect();
+    let mut lines: Vec<String> =
+        lab.node().sh(script).result().map_err(|e| anyhow!(e))?.lines().map(str::to_owned).collect();
     for pid in lab.processes()? {
         let Ok(bytes) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
         let command = String::from_utf8_lossy(&bytes).replace('\0', " ");

@@ -68,8 +68,7 @@ impl Registry {
         for (i, manifest) in manifests.iter().enumerate() {
             let reference = if i + 1 == manifests.len() { image.tag().to_owned() } else { manifest.digest() };
             let path = format!("/v2/{repository}/manifests/{reference}");
-            let answer =
-                self.call("PUT", &path, &[("Content-Type", manifest.media_type)], manifest.bytes.clone())?;
+            let answer = self.call("PUT", &path, &[("Content-Type", manifest.media_type)], manifest.bytes.clone())?;
             expect(&answer, 201, &path)?;
         }
         Ok(())

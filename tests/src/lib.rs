@@ -105,9 +105,9 @@ impl World {
             let items = list["items"].as_array().cloned().unwrap_or_default();
             let mut names: Vec<String> = Vec::new();
             for pod in &items {
-                let ready = pod["status"]["conditions"].as_array().is_some_and(|conditions| {
-                    conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
-                });
+                let ready = pod["status"]["conditions"]
+                    .as_array()
+                    .is_some_and(|conditions| conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"));
                 if !ready || !pod["metadata"]["deletionTimestamp"].is_null() {
                     return Err(format!("{}: {}", pod["metadata"]["name"], pod["status"]));
                 }

@@ -19,9 +19,8 @@ const FLOORS: [(&str, u8); 9] = [
 ];
 
 /// What would let the model do anything but think.
-const NOT_IN_MODEL: [&str; 12] = [
-    "tokio", "kube", "libc", "nix", "rand", "tracing", "log", "redb", "hyper", "axum", "k8s-openapi", "chrono",
-];
+const NOT_IN_MODEL: [&str; 12] =
+    ["tokio", "kube", "libc", "nix", "rand", "tracing", "log", "redb", "hyper", "axum", "k8s-openapi", "chrono"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -84,10 +83,15 @@ fn unsafe_code_is_in_sys_only_and_each_block_is_justified() {
             let text = fs::read_to_string(&file).expect("a source file");
             let in_sys = file.starts_with(root().join("crates/sys"));
             let lines: Vec<&str> = text.lines().collect();
-            for (i, line) in lines.iter().enumerate().filter(|(_, line)| opens_unsafe(line)) {
+            for (i, _) in lines.iter().enumerate().filter(|(_, line)| opens_unsafe(line)) {
                 assert!(in_sys, "{}:{}: unsafe outside sys", file.display(), i + 1);
                 let before = &lines[i.saturating_sub(8)..=i];
-                assert!(before.iter().any(|l| l.contains("SAFETY:")), "{}:{}: no SAFETY comment", file.display(), i + 1);
+                assert!(
+                    before.iter().any(|l| l.contains("SAFETY:")),
+                    "{}:{}: no SAFETY comment",
+                    file.display(),
+                    i + 1
+                );
             }
         }
     }
@@ -96,9 +100,9 @@ fn unsafe_code_is_in_sys_only_and_each_block_is_justified() {
 /// Whether code (not a comment or a text) opens an unsafe block, function or implementation here.
 fn opens_unsafe(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or("");
-    ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|w| {
-        code.find(w).is_some_and(|at| code[..at].matches('"').count() % 2 == 0)
-    })
+    ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+        .iter()
+        .any(|w| code.find(w).is_some_and(|at| code[..at].matches('"').count() % 2 == 0))
 }
 
 #[test]
@@ -131,7 +135,9 @@ fn the_architecture_file_names_only_paths_that_exist() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     for word in text.split(|c: char| c.is_whitespace() || "`()[],;".contains(c)) {
         let word = word.trim_end_matches(['.', ':', '/']);
-        if word.contains('/') && ["crates/", "docs/", "examples/", "testkit/", "tests/", "xtask/"].iter().any(|d| word.starts_with(d)) {
+        if word.contains('/')
+            && ["crates/", "docs/", "examples/", "testkit/", "tests/", "xtask/"].iter().any(|d| word.starts_with(d))
+        {
             let plain = !word.contains(['*', '{', '<', '|', '…']);
             assert!(!plain || root().join(word).exists(), "ARCHITECTURE.md names {word}, which is not there");
         }

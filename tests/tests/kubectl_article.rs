@@ -45,8 +45,7 @@ fn seed_026_027_028_030_031_032_033_034_create_deploy_expose_and_look() {
         assert_eq!(kubectl.jsonpath("ep nginx", "{.metadata.name}").ok(), "nginx", "seed_034");
 
         let table = Table::parse(&kubectl.run("get pods --selector=app=nginx -o wide").ok());
-        let columns =
-            ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "NOMINATED NODE", "READINESS GATES"];
+        let columns = ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "NOMINATED NODE", "READINESS GATES"];
         assert_eq!(table.columns, columns, "seed_031");
         let cells: Vec<&str> = ["READY", "STATUS", "RESTARTS", "IP", "NODE", "NOMINATED NODE", "READINESS GATES"]
             .map(|c| table.cell(0, c))
@@ -123,7 +122,8 @@ fn seed_007_009_010_035_036_inside_by_name_outside_not_at_all() {
     let list = until(SOON, "the endpoints in the list of load balancers", || {
         let list = testkit::program::portolan(&world.lab, "lb list -o json").map_err(|e| format!("{e:#}"))?.result()?;
         let list = json(&list)?;
-        let row = list.as_array().and_then(|rows| rows.iter().find(|r| r["namespace"] == "row-7" && r["name"] == "echo"));
+        let row =
+            list.as_array().and_then(|rows| rows.iter().find(|r| r["namespace"] == "row-7" && r["name"] == "echo"));
         row.cloned().ok_or_else(|| list.to_string())
     });
     let targets: BTreeSet<String> = list["endpoints"].as_array().expect("endpoints").iter().map(text).collect();
@@ -162,13 +162,18 @@ fn seed_029_an_address_can_be_asked_for_once() {
     let world = world();
     for (kubectl, address) in world.namespaces("row-29").iter().zip(["10.102.97.154", "10.102.97.155"]) {
         let service = |name: &str| {
-            format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  clusterIP: {address}\n  ports:\n  - port: 80\n")
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  clusterIP: {address}\n  ports:\n  - port: 80\n"
+            )
         };
         kubectl.apply(&service("first")).ok();
         assert_eq!(cluster_ip(kubectl, "first"), address);
         let said = kubectl.apply(&service("second")).refused();
         assert!(said.starts_with(r#"The Service "second" is invalid: spec.clusterIPs: Invalid value:"#), "{said}");
-        assert!(said.ends_with(&format!("failed to allocate IP {address}: provided IP is already allocated\n")), "{said}");
+        assert!(
+            said.ends_with(&format!("failed to allocate IP {address}: provided IP is already allocated\n")),
+            "{said}"
+        );
         kubectl.run("delete service first").ok();
         kubectl.apply(&service("second")).ok();
     }

@@ -38,14 +38,16 @@ fn seed_017_018_020_the_backend_service_and_its_defaults() {
         }
         assert_eq!(spec["clusterIPs"], serde_json::json!([spec["clusterIP"]]));
         let yaml = kubectl.run("get svc backend-service -o yaml").ok();
-        for line in ["  clusterIP: 10.", "  internalTrafficPolicy: Cluster", "  ipFamilyPolicy: SingleStack", "status:"] {
+        for line in ["  clusterIP: 10.", "  internalTrafficPolicy: Cluster", "  ipFamilyPolicy: SingleStack", "status:"]
+        {
             assert!(yaml.lines().any(|l| l.starts_with(line)), "seed_017: no {line:?} in\n{yaml}");
         }
 
         let bare = "apiVersion: v1\nkind: Service\nmetadata:\n  name: bare\nspec:\n  ports:\n  - port: 80\n";
         kubectl.apply(bare).ok();
         assert_eq!(kubectl.jsonpath("svc bare", "{.spec.type} {.spec.ports[0].protocol}").ok(), "ClusterIP TCP");
-        let said = kubectl.apply(&bare.replace("bare", "foo").replace("port: 80", "port: 80\n    protocol: FOO")).refused();
+        let said =
+            kubectl.apply(&bare.replace("bare", "foo").replace("port: 80", "port: 80\n    protocol: FOO")).refused();
         let words = r#"spec.ports[0].protocol: Unsupported value: "FOO": supported values: "SCTP", "TCP", "UDP""#;
         assert_eq!(said, format!("The Service \"foo\" is invalid: {words}\n"), "seed_020");
     }
@@ -164,8 +166,18 @@ fn seed_158_159_160_161_the_endpoints_of_a_service() {
 
         let described = kubectl.run("describe endpoints backend-service").ok();
         let words = [
-            "Name:", "Namespace:", "Labels:", "Annotations:", "Subsets:", "Addresses:", "NotReadyAddresses:", "Ports:",
-            "Name", "----", "http", "Events:",
+            "Name:",
+            "Namespace:",
+            "Labels:",
+            "Annotations:",
+            "Subsets:",
+            "Addresses:",
+            "NotReadyAddresses:",
+            "Ports:",
+            "Name",
+            "----",
+            "http",
+            "Events:",
         ];
         in_order(&described, &words);
         assert!(described.contains(&format!("Addresses:          {},{}", pods[0], pods[1])), "seed_160: {described}");
@@ -227,7 +239,8 @@ fn seed_183_184_create_service_and_expose() {
         assert_eq!(kubectl.jsonpath("svc nginx", "{.spec.ports[0].targetPort}").ok(), "8080", "seed_184");
         let again = kubectl.run("expose deployment nginx --port=80").refused();
         assert_eq!(again, "Error from server (AlreadyExists): services \"nginx\" already exists\n");
-        for kind in ["nodeport np --tcp=80", "loadbalancer lb --tcp=80", "externalname en --external-name=example.com"] {
+        for kind in ["nodeport np --tcp=80", "loadbalancer lb --tcp=80", "externalname en --external-name=example.com"]
+        {
             kubectl.run(&format!("create service {kind}")).ok();
         }
         assert!(kubectl.run("create service clusterip hl --clusterip=None").code == 0);
@@ -264,9 +277,24 @@ fn seed_187_188_describe_and_delete() {
         });
         let described = kubectl.run("describe service my-service").ok();
         let words = [
-            "Name:", "Namespace:", "Labels:", "Annotations:", "Selector:", "Type:", "IP Family Policy:", "IP Families:",
-            "IP:", "IPs:", "LoadBalancer Ingress:", "Port:", "TargetPort:", "NodePort:", "Endpoints:", "Session Affinity:",
-            "External Traffic Policy:", "Events:",
+            "Name:",
+            "Namespace:",
+            "Labels:",
+            "Annotations:",
+            "Selector:",
+            "Type:",
+            "IP Family Policy:",
+            "IP Families:",
+            "IP:",
+            "IPs:",
+            "LoadBalancer Ingress:",
+            "Port:",
+            "TargetPort:",
+            "NodePort:",
+            "Endpoints:",
+            "Session Affinity:",
+            "External Traffic Policy:",
+            "Events:",
         ];
         in_order(&described, &words);
         if kubectl.label == "new" {
@@ -282,7 +310,11 @@ fn seed_187_188_describe_and_delete() {
             let name = world.dig(&format!("my-service.{namespace}.svc.cluster.local"));
             let list = testkit::program::portolan(&world.lab, "lb list").map_err(|e| e.to_string())?.result()?;
             let listed = list.contains(&format!("{namespace}/my-service"));
-            if left.is_empty() && name.contains("NXDOMAIN") && !listed { Ok(()) } else { Err(format!("{left}{name}{list}")) }
+            if left.is_empty() && name.contains("NXDOMAIN") && !listed {
+                Ok(())
+            } else {
+                Err(format!("{left}{name}{list}"))
+            }
         });
     }
 }
@@ -297,7 +329,10 @@ fn get_in_every_form() {
         assert_eq!(kubectl.run("get pods -l app!=web -o name").ok(), "");
         assert_eq!(kubectl.run("get pods -l app=none").stderr.lines().next(), Some(no_resources(&kubectl).as_str()));
         assert!(kubectl.run(&format!("get pod {pod} -o yaml")).ok().starts_with("apiVersion: v1\nkind: Pod\n"));
-        assert_eq!(kubectl.run(&format!("get pods --field-selector=metadata.name={pod} -o name")).ok().lines().count(), 1);
+        assert_eq!(
+            kubectl.run(&format!("get pods --field-selector=metadata.name={pod} -o name")).ok().lines().count(),
+            1
+        );
         let all = kubectl.run("get pods -A").ok();
         assert!(all.starts_with("NAMESPACE ") && all.contains(&pod), "{all}");
         let everything = kubectl.run("get all").ok();
@@ -313,7 +348,10 @@ fn get_in_every_form() {
         let said = kubectl.run(&format!("wait --for=condition=Ready pod/{pod} --timeout=30s")).ok();
         assert_eq!(said, format!("pod/{pod} condition met\n"));
         let said = kubectl.run("describe deploy web").ok();
-        in_order(&said, &["Name:", "Selector:", "Replicas:", "StrategyType:", "Pod Template:", "Conditions:", "Events:"]);
+        in_order(
+            &said,
+            &["Name:", "Selector:", "Replicas:", "StrategyType:", "Pod Template:", "Conditions:", "Events:"],
+        );
     }
 }
 

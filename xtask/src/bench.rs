@@ -56,7 +56,8 @@ fn host() -> Result<String> {
 fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("", |m| m.trim_start_matches([' ', '\t', ':']));
+    let model =
+        cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("", |m| m.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!("Machine: {cores} cores of {model}, kernel {}.", read("/proc/sys/kernel/osrelease").trim())
 }
@@ -117,7 +118,10 @@ fn start() -> Result<String> {
         }
     }
     let mut text = String::from("### Start to the first answer through a Service\n\n");
-    writeln!(text, "`portolan up web.yaml` (one Deployment with a readiness probe, one Service), 10 runs, from starting the process to the first HTTP answer of the pod through the ClusterIP; bar: 1000 ms.\n")?;
+    writeln!(
+        text,
+        "`portolan up web.yaml` (one Deployment with a readiness probe, one Service), 10 runs, from starting the process to the first HTTP answer of the pod through the ClusterIP; bar: 1000 ms.\n"
+    )?;
     writeln!(text, "| | min ms | median ms | max ms |\n|---|---|---|---|")?;
     writeln!(text, "| empty data directory | {} |", spread(&mut cold))?;
     writeln!(text, "| second start | {} |", spread(&mut again))?;
@@ -201,7 +205,12 @@ fn memory() -> Result<String> {
     up.interrupt()?;
     let mut text = String::from("### Memory (resident, the whole program)\n\n| | MiB |\n|---|---|\n");
     writeln!(text, "| idle, 10 s after start (bar: 40) | {idle:.1} |")?;
-    writeln!(text, "| after `up` with {count} Services x 3 endpoints ({:.1} s to apply {} objects one by one) | {loaded:.1} |", applied.as_secs_f64(), 2 * count)?;
+    writeln!(
+        text,
+        "| after `up` with {count} Services x 3 endpoints ({:.1} s to apply {} objects one by one) | {loaded:.1} |",
+        applied.as_secs_f64(),
+        2 * count
+    )?;
     writeln!(text, "| the same data, 10 s after a new start | {again:.1} |")?;
     Ok(text)
 }

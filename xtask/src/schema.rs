@@ -183,9 +183,10 @@ fn merges(text: &str) -> Vec<(String, String)> {
             let Some(field) = call.split("&mut self.").nth(1) else { continue };
             let field: String = field.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             let key = if what == "map" {
-                let keys: Vec<&str> = call.split("&[").nth(1).and_then(|k| k.split(']').next()).map_or(vec![], |k| {
-                    k.split("lhs.").skip(1).filter_map(|p| p.split([' ', ')']).next()).collect()
-                });
+                let keys: Vec<&str> =
+                    call.split("&[").nth(1).and_then(|k| k.split(']').next()).map_or(vec![], |k| {
+                        k.split("lhs.").skip(1).filter_map(|p| p.split([' ', ')']).next()).collect()
+                    });
                 match keys.as_slice() {
                     [one] => camel(one),
                     _ => continue,

@@ -175,7 +175,7 @@ pub struct App {
     pub client: Client,
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
     agent: Agent,
-    server: ApiServer,
+    server: Arc<ApiServer>,
     proxy: Proxy,
     stop: CancellationToken,
     _lock: Lock,
@@ -207,19 +207,19 @@ impl App {
         let stop = CancellationToken::new();
 
         // The API, and a view of it that everybody else reads.
-        let (streams, dialer) = node::dialer();
-        let server = ApiServer::open(node::apiserver_config(&config, dialer)).await?;
+        let local = node::LocalNode::default();
+        let server = Arc::new(ApiServer::open(node::apiserver_config(&config, local.clone())).await?);
+        serve(&server, listener, &stop)?;
         let client = cluster::connect::in_process(server.trusted("system:portolan"));
         let (snapshot, _view) = cluster::view::spawn(client.clone());
 
         // The node's network, then what listens on it.
         let agent = Agent::start(node::agent_config(&config), client.clone(), snapshot.clone(), stop.child_token())
             .await?;
-        streams.connect(&config.options.node_name, agent.router());
-        server.serve(TcpListener::from_std(listener)?, stop.child_token()).await?;
+        local.connect(agent.router());
         let on_bridge = listen(SocketAddr::new(config.gateway.into(), config.options.secure_port))?;
-        server.serve(TcpListener::from_std(on_bridge)?, stop.child_token()).await?;
-        dns::Server::start(node::dns_config(&config), snapshot.clone(), stop.child_token()).await?;
+        serve(&server, on_bridge, &stop)?;
+        dns::Server::start(node::dns_config(&config)?, snapshot.clone(), stop.child_token()).await?;
         publish_dns(&client, &config).await?;
 
         // What makes Services of it.
@@ -236,10 +236,20 @@ impl App {
         // Controllers and node first: nothing must start a pod again while pods end.
         self.agent.shutdown().await.context("ending the pods")?;
         self.stop.cancel();
-        self.proxy.stopped().await;
-        self.server.shutdown().await;
-        sweep(&self.config)
+        let Self { config, mut proxy, server, .. } = self;
+        server.close();
+        tokio::task::spawn_blocking(move || {
+            proxy.join();
+            sweep(&config)
+        })
+        .await?
     }
+}
+
+fn serve(server: &Arc<ApiServer>, listener: std::net::TcpListener, stop: &CancellationToken) -> Result<()> {
+    let (server, listener, stop) = (server.clone(), TcpListener::from_std(listener)?, stop.child_token());
+    tokio::spawn(async move { server.serve(listener, stop).await });
+    Ok(())
 }
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {

@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod echo;
 mod journal;
+mod node;
 mod overview;
 
 use std::process::ExitCode;

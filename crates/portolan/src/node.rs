@@ -1,0 +1,74 @@
+//! What each role is told about this node, derived from one [`Config`].
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
+};
+
+use apiserver::{BoxFuture, NodeDialer};
+use axum::{Router, body::Body};
+use http::{Request, Response};
+use ipnet::IpNet;
+use tower::ServiceExt;
+
+use crate::config::Config;
+
+/// The way from the API server to this node's agent, which starts later than the API server.
+#[derive(Clone, Default)]
+pub struct LocalNode(Arc<OnceLock<Router>>);
+
+impl LocalNode {
+    pub fn connect(&self, router: Router) {
+        // There is one agent: a second call cannot happen, and would change nothing.
+        let _ = self.0.set(router);
+    }
+}
+
+impl NodeDialer for LocalNode {
+    fn request(&self, node: &str, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, String>> {
+        let router = self.0.get().cloned().ok_or_else(|| format!("node {node} is starting; try again"));
+        Box::pin(async move { router?.oneshot(request).await.map_err(|never| match never {}) })
+    }
+}
+
+fn net(range: ipnet::Ipv4Net) -> IpNet {
+    IpNet::V4(range)
+}
+
+pub fn apiserver_config(config: &Config, nodes: LocalNode) -> apiserver::Config {
+    let options = &config.options;
+    apiserver::Config {
+        kubeconfig: Some(options.dirs.kubeconfig()),
+        service_cidrs: vec![net(options.service_cluster_ip_range)],
+        node_port_range: options.service_node_port_range.0.clone(),
+        cluster_domain: options.cluster_domain.clone(),
+        advertise: vec![config.gateway.into()],
+        port: options.secure_port,
+        nodes: Arc::new(nodes),
+        endpoints_warning: options.endpoints_warning,
+        ..apiserver::Config::new(&options.dirs.data_dir)
+    }
+}
+
+pub fn proxy_config(config: &Config) -> proxy::Config {
+    proxy::Config {
+        node_name: config.options.node_name.as_str().into(),
+        service_cidrs: vec![net(config.options.service_cluster_ip_range)],
+        cluster_cidrs: vec![net(config.options.cluster_cidr)],
+        ..proxy::Config::default()
+    }
+}
+
+pub fn dns_config(config: &Config) -> anyhow::Result<dns::Config> {
+    let options = &config.options;
+    let mut zone = model::names::Zone::new(&options.cluster_domain)?;
+    zone.reverse = vec![net(options.service_cluster_ip_range), net(options.cluster_cidr)];
+    let gateway = IpAddr::V4(config.gateway);
+    let mut dns = dns::Config::new(zone, vec![SocketAddr::new(gateway, 53)]);
+    dns.own_addresses = vec![config.dns_service_ip.into()];
+    dns.metrics = Some(SocketAddr::new(gateway, 9153));
+    if !options.dns_upstreams.is_empty() {
+        dns.upstreams = dns::Upstreams::Servers(options.dns_upstreams.iter().map(|u| u.0).collect());
+    }
+    Ok(dns)
+}
