@@ -175,6 +175,7 @@ impl Kubectl {
     }
 }
 
-fn old_program() -> Result<PathBuf> {
+/// Debian's kubectl 1.20, fetched when the cache has none.
+pub fn old_program() -> Result<PathBuf> {
     debian::program("kubernetes-client", "usr/bin/kubectl")
 }

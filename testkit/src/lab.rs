@@ -113,26 +113,32 @@ impl Lab {
 
     /// Host numbers of all processes inside, its own first process excluded.
     pub fn processes(&self) -> Result<Vec<u32>> {
+        let own = process_namespace(self.init).context("the lab has ended")?;
         let mut inside = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-            if pid != self.init && self.is_ancestor_of(pid) {
+            if pid != self.init && is_inside(pid, &own) {
                 inside.push(pid);
             }
         }
         Ok(inside)
     }
+}
 
-    fn is_ancestor_of(&self, mut pid: u32) -> bool {
-        while pid > 1 {
-            if pid == self.init {
-                return true;
-            }
-            let Some(parent) = status_field(pid, "PPid:").and_then(|v| v.parse().ok()) else { return false };
-            pid = parent;
+/// Whether the process, or one it descends from, is in this process namespace. (A container's own is a child of the lab's.)
+fn is_inside(mut pid: u32, namespace: &Path) -> bool {
+    while pid > 1 {
+        if process_namespace(pid).is_some_and(|n| n == namespace) {
+            return true;
         }
-        false
+        let Some(parent) = status_field(pid, "PPid:").and_then(|v| v.parse().ok()) else { return false };
+        pid = parent;
     }
+    false
+}
+
+fn process_namespace(pid: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
 }
 
 /// Whether `pid` is process 1 of a namespace below the lab's.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use testkit::{debian, registry};
+use testkit::{debian, kubectl, registry};
 
 /// Two processors share what one machine has to give: labs wait for containers and kernels, so a few overlap well.
 const THREADS: &str = "4";
@@ -64,6 +64,7 @@ pub fn prepare() -> Result<()> {
         bail!("the tests make network namespaces and containers, which only root may; run: sudo -E cargo xtask test");
     }
     debian::install_tools()?;
+    kubectl::old_program().context("fetching Debian's kubectl")?;
     registry::storage().context("filling the test registry")?;
     Ok(())
 }

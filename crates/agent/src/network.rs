@@ -259,8 +259,13 @@ impl Network {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner).used.retain(|_, owner| owner != uid);
     }
 
+    /// The pod has namespaces here.
+    pub fn has(&self, uid: &str) -> bool {
+        namespaces(&self.run, uid).exists()
+    }
+
     /// Removes everything from the host. No pod may be left.
-    pub async fn stop(self) -> Result<(), Error> {
+    pub async fn stop(&self) -> Result<(), Error> {
         take_down(&self.links, &self.run, &self.bridge_name).await
     }
 }

@@ -238,14 +238,19 @@ fn is_mount(path: &Path) -> bool {
     mounts.lines().filter_map(|l| l.split(' ').nth(4)).any(|m| Path::new(m) == path)
 }
 
-/// Removes the directory and everything in it; file systems mounted there go first, so that nothing beyond is deleted.
-pub fn remove(dir: &Path) {
+/// Unmounts what is mounted below the directory.
+pub fn unmount(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for target in mounts.lines().rev().filter_map(|l| l.split(' ').nth(4)) {
         if Path::new(target).starts_with(dir) {
             let _ = umount2(target, MntFlags::MNT_DETACH);
         }
     }
+}
+
+/// Removes the directory and everything in it; file systems mounted there go first, so that nothing beyond is deleted.
+pub fn remove(dir: &Path) {
+    unmount(dir);
     if let Err(e) = fs::remove_dir_all(dir)
         && e.kind() != io::ErrorKind::NotFound
     {

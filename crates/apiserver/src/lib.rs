@@ -262,7 +262,7 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.api.stopping.cancel();
+        self.close();
     }
 }
 

@@ -57,7 +57,7 @@ impl Pki {
 
     /// A fresh server certificate for the names and addresses, asking clients for a certificate without requiring one.
     pub fn server_config(&self, names: &[String], addresses: &[IpAddr]) -> Result<rustls::ServerConfig, Error> {
-        let mut params = leaf_params("portolan-apiserver", &[], ExtendedKeyUsagePurpose::ServerAuth)?;
+        let mut params = leaf_params("portolan-apiserver", None, ExtendedKeyUsagePurpose::ServerAuth)?;
         for name in names {
             let name = name.as_str().try_into().map_err(|e: rcgen::Error| Error::pki(&e))?;
             params.subject_alt_names.push(SanType::DnsName(name));
@@ -85,7 +85,7 @@ impl Pki {
 
     /// Writes a kubeconfig whose client certificate is in `system:masters`. The server's name in it is `server`.
     pub fn write_kubeconfig(&self, path: &Path, server: &str) -> Result<(), Error> {
-        let params = leaf_params("portolan-admin", &[MASTERS], ExtendedKeyUsagePurpose::ClientAuth)?;
+        let params = leaf_params("portolan-admin", Some(MASTERS), ExtendedKeyUsagePurpose::ClientAuth)?;
         let leaf = self.sign(params)?;
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: portolan\npreferences: {{}}\nclusters:\n- name: portolan\n  cluster:\n    \
@@ -135,11 +135,11 @@ fn certificate_authority(dir: &Path) -> Result<(String, KeyPair), Error> {
     Ok((pem, key))
 }
 
-fn leaf_params(name: &str, organisations: &[&str], usage: ExtendedKeyUsagePurpose) -> Result<CertificateParams, Error> {
+fn leaf_params(name: &str, organisation: Option<&str>, usage: ExtendedKeyUsagePurpose) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::new(Vec::new()).map_err(|e| Error::pki(&e))?;
     params.distinguished_name.push(DnType::CommonName, name);
-    for organisation in organisations {
-        params.distinguished_name.push(DnType::OrganizationName, *organisation);
+    if let Some(organisation) = organisation {
+        params.distinguished_name.push(DnType::OrganizationName, organisation);
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];
@@ -215,10 +215,10 @@ mod tests {
         assert_eq!((&first.ca_pem, &first.token), (&again.ca_pem, &again.token));
 
         let leaf = again
-            .sign(leaf_params("alice", &["ops", MASTERS], ExtendedKeyUsagePurpose::ClientAuth).expect("params"))
+            .sign(leaf_params("alice", Some("ops"), ExtendedKeyUsagePurpose::ClientAuth).expect("params"))
             .expect("leaf");
         let user = user_of(leaf.certificate.der()).expect("user");
-        assert_eq!(user, User::new("alice", &["ops", MASTERS, AUTHENTICATED]));
+        assert_eq!(user, User::new("alice", &["ops", AUTHENTICATED]));
 
         again.server_config(&["localhost".into()], &["127.0.0.1".parse().expect("address")]).expect("server");
         let path = dir.path().join("kubeconfig");

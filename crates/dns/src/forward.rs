@@ -285,4 +285,4 @@ fn relay(query: &Query<'_>, response: &Response, room: &mut [u8], limit: usize) 
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

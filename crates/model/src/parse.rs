@@ -3,6 +3,7 @@
 
 mod read;
 mod service;
+mod workload;
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -13,6 +14,7 @@ use crate::object::{
     PodPhase, Problem, Service, unusable_endpoint,
 };
 use read::Reader;
+pub use workload::{deployment, replica_set, stateful_set};
 
 /// Shares equal strings between objects. A cluster repeats the same label keys, node and namespace names in
 /// thousands of objects; here each is kept once.

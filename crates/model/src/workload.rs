@@ -215,7 +215,14 @@ impl Owner<'_> {
 }
 
 /// Replaces the condition of the same type. An equal status and reason leave the old one, with its times and message.
-pub(crate) fn set_condition(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) {
+pub(crate) fn set_condition(
+    conditions: &mut Vec<Value>,
+    kind: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
     let now = rfc3339(now);
     let old = conditions.iter().position(|c| c["type"] == kind);
     let mut new = json!({"type": kind, "status": status, "reason": reason, "message": message,

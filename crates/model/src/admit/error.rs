@@ -133,7 +133,8 @@ impl FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.field, self.body())
+        // Go prints the path of the object itself as an empty list.
+        write!(f, "{}: {}", if self.field.is_empty() { "[]" } else { &self.field }, self.body())
     }
 }
 

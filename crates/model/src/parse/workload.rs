@@ -61,7 +61,9 @@ pub fn deployment(v: &Value) -> Parsed<Deployment> {
         min_ready_seconds: count(&spec["minReadySeconds"]),
         paused: spec["paused"] == true,
         history_limit: spec["revisionHistoryLimit"].as_u64().map_or(10, |n| usize::try_from(n).unwrap_or(usize::MAX)),
-        progress_deadline_seconds: spec["progressDeadlineSeconds"].as_u64().map_or(600, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+        progress_deadline_seconds: spec["progressDeadlineSeconds"]
+            .as_u64()
+            .map_or(600, |n| u32::try_from(n).unwrap_or(u32::MAX)),
         status: status.clone(),
     });
     (object, r.problems)

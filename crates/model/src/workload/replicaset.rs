@@ -108,7 +108,17 @@ fn status(rs: &ReplicaSet, mine: &[Arc<Pod>], now: Timestamp, recheck: &mut Rech
     s
 }
 
-type Rank = (bool, u8, bool, i64, std::cmp::Reverse<u32>, std::cmp::Reverse<Arc<str>>, std::cmp::Reverse<u32>, std::cmp::Reverse<Arc<str>>, ObjectKey);
+type Rank = (
+    bool,
+    u8,
+    bool,
+    i64,
+    std::cmp::Reverse<u32>,
+    std::cmp::Reverse<Arc<str>>,
+    std::cmp::Reverse<u32>,
+    std::cmp::Reverse<Arc<str>>,
+    ObjectKey,
+);
 
 /// Sorts the pod to miss least first: not placed, not running, not ready, cheap by annotation, crowded on its node,
 /// ready for a shorter time, restarted more often, younger.

@@ -1,0 +1,357 @@
+//! Where real connections go.
+
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use proxy::{Config, nftables::Nftables, target::Reconciler};
+use serde_json::{Value, json};
+use sys::nft::Kernel;
+
+use crate::{
+    cluster::Cluster,
+    lab::{Lab, exchange, pod_ip},
+};
+
+pub fn config() -> Config {
+    let net = |n: &str| n.parse().expect("a network");
+    Config {
+        node_name: "node".into(),
+        service_cidrs: vec![net("10.96.0.0/12"), net("fd00:96::/108")],
+        cluster_cidrs: vec![net("10.244.0.0/16"), net("fd00:244::/56")],
+        ..Config::default()
+    }
+}
+
+/// A lab with the proxy's state held between changes, as the running program does.
+pub struct Bench {
+    pub lab: Lab,
+    pub cluster: Cluster,
+    reconciler: Option<Reconciler<Nftables<Kernel>>>,
+}
+
+impl Bench {
+    pub fn new(pods: usize) -> Self {
+        let lab = Lab::new(pods);
+        let reconciler = lab.node.at(|| Reconciler::new(Nftables::new(config(), Kernel::open().expect("netlink"))));
+        Self { lab, cluster: Cluster::new("node", "a"), reconciler: Some(reconciler) }
+    }
+
+    /// Programs the kernel from the cluster as it is now, and ends stale flows.
+    pub fn sync(&mut self) {
+        let mut reconciler = self.reconciler.take().expect("a reconciler");
+        let snapshot = self.cluster.snapshot.clone();
+        self.reconciler = Some(self.lab.node.at(move || {
+            let before = reconciler.reconcile(&snapshot).unwrap_or_else(|e| panic!("{e}")).expect("a complete snapshot");
+            let have = reconciler.have().expect("known");
+            proxy::flows::clean(have, &proxy::flows::affected(&before, have)).unwrap_or_else(|e| panic!("{e}"));
+            reconciler
+        }));
+    }
+
+    fn pods(&self) -> Vec<String> {
+        (0..self.lab.pods.len()).map(pod_ip).collect()
+    }
+
+    /// ClusterIP 10.96.0.10 port 80 and every pod behind it.
+    pub fn web(&mut self, extra: Value) {
+        let mut spec = json!({"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+            "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP"}]});
+        merge(&mut spec, extra);
+        self.cluster.service("web", spec, Value::Null);
+        let pods = self.pods();
+        self.endpoints("web", "TCP", &pods);
+    }
+
+    pub fn endpoints(&mut self, service: &str, protocol: &str, ips: &[String]) {
+        let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+        self.cluster.endpoints(service, &[("", protocol, 8080)], "node", &ips);
+    }
+}
+
+fn merge(into: &mut Value, from: Value) {
+    if let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) {
+        into.extend(from);
+    }
+}
+
+fn count(names: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut out = BTreeMap::new();
+    for name in names {
+        *out.entry(name).or_default() += 1;
+    }
+    out
+}
+
+pub fn seed_022_cluster_ip_reaches_every_pod() {
+    let mut b = Bench::new(3);
+    b.web(json!({}));
+    b.sync();
+    for client in [&b.lab.pods[0], &b.lab.node] {
+        let seen = count((0..300).map(|_| client.dial("10.96.0.10:80").expect("an answer").0));
+        assert_eq!(seen.len(), 3, "{seen:?}");
+        assert!(seen.values().all(|n| *n > 60), "{seen:?}");
+    }
+}
+
+pub fn seed_065_choice_is_random_and_even() {
+    let mut b = Bench::new(4);
+    b.web(json!({}));
+    b.sync();
+    let picks: Vec<String> = (0..1000).map(|_| b.lab.node.dial("10.96.0.10:80").expect("an answer").0).collect();
+    let seen = count(picks.clone());
+    let chi: f64 = seen.values().map(|n| (*n as f64 - 250.0).powi(2) / 250.0).sum();
+    // 3 degrees of freedom: above 16.27 with a probability of 0.001.
+    assert!(seen.len() == 4 && chi < 16.27, "chi square {chi}: {seen:?}");
+    let cycle = picks.windows(5).filter(|w| w[0] == w[4]).count();
+    assert!(cycle < 500, "consecutive picks follow a cycle");
+}
+
+pub fn seed_035_endpoint_sees_its_own_address() {
+    let mut b = Bench::new(2);
+    b.web(json!({}));
+    b.endpoints("web", "TCP", &[pod_ip(1)]);
+    b.sync();
+    let (name, client) = b.lab.pods[0].dial("10.96.0.10:80").expect("an answer");
+    assert_eq!((name.as_str(), client), ("pod1", pod_ip(0).parse().expect("ip")), "a pod's own address is kept");
+    let (_, client) = b.lab.node.dial("10.96.0.10:80").expect("an answer");
+    assert_eq!(client, IpAddr::from([10, 244, 0, 1]));
+    // The pod is dialled at its own address: the answer's source on the wire is the ClusterIP again.
+    let original = b.lab.node.run("cat /proc/net/nf_conntrack 2>/dev/null | grep -c 'dst=10.96.0.10' || true");
+    assert!(!original.is_empty());
+}
+
+pub fn seed_172_each_port_leads_to_its_target() {
+    let mut b = Bench::new(1);
+    b.lab.pods[0].echo("tls", 8443);
+    b.lab.pods[0].echo("metrics", 9090);
+    b.cluster.service(
+        "multi",
+        json!({"clusterIP": "10.96.0.11", "clusterIPs": ["10.96.0.11"], "ports": [
+            {"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"},
+            {"name": "https", "port": 443, "targetPort": 8443, "protocol": "TCP"},
+            {"name": "metrics", "port": 9090, "targetPort": 9090, "protocol": "TCP"},
+        ]}),
+        Value::Null,
+    );
+    let ports = [("http", "TCP", 8080), ("https", "TCP", 8443), ("metrics", "TCP", 9090)];
+    b.cluster.endpoints("multi", &ports, "node", &[&pod_ip(0)]);
+    b.sync();
+    for (port, name) in [(80, "pod0"), (443, "tls"), (9090, "metrics")] {
+        assert_eq!(b.lab.node.dial(&format!("10.96.0.11:{port}")).expect("an answer").0, name);
+    }
+}
+
+pub fn udp_reaches_every_pod() {
+    let mut b = Bench::new(3);
+    udp_service(&mut b);
+    b.sync();
+    for client in [&b.lab.pods[0], &b.lab.node] {
+        let seen = count((0..60).map(|_| client.ask("10.96.0.53:53").expect("an answer").0));
+        assert_eq!(seen.len(), 3, "{seen:?}");
+    }
+}
+
+fn udp_service(b: &mut Bench) {
+    let spec = json!({"clusterIP": "10.96.0.53", "clusterIPs": ["10.96.0.53"],
+        "ports": [{"port": 53, "targetPort": 8080, "protocol": "UDP"}]});
+    b.cluster.service("dns", spec, Value::Null);
+    let pods = b.pods();
+    b.endpoints("dns", "UDP", &pods);
+}
+
+pub fn ipv6_works_like_ipv4() {
+    let mut b = Bench::new(2);
+    let spec = json!({"clusterIP": "fd00:96::10", "clusterIPs": ["fd00:96::10"], "ipFamilies": ["IPv6"],
+        "type": "NodePort",
+        "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
+    b.cluster.service("six", spec, Value::Null);
+    b.cluster.endpoints("six", &[("", "TCP", 8080)], "node", &["fd00:244::2", "fd00:244::3"]);
+    b.sync();
+    for to in ["[fd00:96::10]:80", "[fd00:244::1]:30080"] {
+        let seen = count((0..40).map(|_| b.lab.pods[0].dial(to).expect("an answer").0));
+        assert_eq!(seen.len(), 2, "{to}: {seen:?} (one of them is the client itself)");
+    }
+    assert_eq!(b.lab.node.dial("[fd00:96::10]:80").expect("an answer").1, "fd00:244::1".parse::<IpAddr>().expect("ip"));
+    let refused = b.lab.pods[0].dial("[fd00:96::99]:80").expect_err("unallocated");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+pub fn pod_reaches_itself() {
+    let mut b = Bench::new(1);
+    b.web(json!({}));
+    udp_service(&mut b);
+    b.sync();
+    let (name, client) = b.lab.pods[0].dial("10.96.0.10:80").expect("an answer");
+    assert_eq!(name, "pod0");
+    assert_eq!(client, IpAddr::from([10, 244, 0, 1]), "masqueraded, or the answer would bypass the node");
+    assert_eq!(b.lab.pods[0].ask("10.96.0.53:53").expect("an answer").0, "pod0");
+}
+
+pub fn refused_at_once() {
+    let mut b = Bench::new(1);
+    b.web(json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}));
+    udp_service(&mut b);
+    b.endpoints("web", "TCP", &[]);
+    b.endpoints("dns", "UDP", &[]);
+    b.sync();
+    let started = Instant::now();
+    let nowhere = ["10.96.0.10:80", "10.96.0.10:81", "10.99.99.99:80", "10.244.0.1:30080"];
+    for client in [&b.lab.pods[0], &b.lab.node] {
+        for to in nowhere {
+            assert_eq!(client.dial(to).expect_err("refused").kind(), ErrorKind::ConnectionRefused, "{to}");
+        }
+        let error = client.ask("10.96.0.53:53").expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "UDP too");
+    }
+    let error = b.lab.outside.dial("192.0.2.1:30080").expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    assert!(started.elapsed() < Duration::from_secs(2), "at once, not after a timeout: {:?}", started.elapsed());
+    // The first endpoint ends the refusal.
+    b.endpoints("web", "TCP", &[pod_ip(0)]);
+    b.sync();
+    assert_eq!(b.lab.node.dial("10.96.0.10:80").expect("an answer").0, "pod0");
+}
+
+pub fn seed_052_node_port_from_inside_and_outside() {
+    let mut b = Bench::new(2);
+    b.web(json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}));
+    b.sync();
+    for (client, to) in [
+        (&b.lab.outside, "192.0.2.1:30080"),
+        (&b.lab.pods[0], "192.0.2.1:30080"),
+        (&b.lab.pods[0], "10.244.0.1:30080"),
+        (&b.lab.node, "192.0.2.1:30080"),
+        (&b.lab.pods[1], "10.96.0.10:80"),
+    ] {
+        let seen = count((0..40).map(|_| client.dial(to).unwrap_or_else(|e| panic!("{to}: {e}")).0));
+        assert_eq!(seen.len(), 2, "{to}: {seen:?}");
+    }
+    let (_, client) = b.lab.outside.dial("192.0.2.1:30080").expect("an answer");
+    assert_eq!(client, IpAddr::from([10, 244, 0, 1]), "Cluster policy masquerades");
+    let error = b.lab.node.dial("127.0.0.1:30080").expect_err("nodePorts are not on the loopback");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+fn load_balancer(b: &mut Bench, extra: Value) {
+    let mut spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+        "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]});
+    merge(&mut spec, extra);
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "10.112.0.1", "ipMode": "VIP"}]}});
+    b.cluster.service("web", spec, status);
+    let pods = b.pods();
+    b.endpoints("web", "TCP", &pods);
+}
+
+pub fn seed_061_load_balancer_address() {
+    let mut b = Bench::new(3);
+    load_balancer(&mut b, json!({}));
+    b.sync();
+    for client in [&b.lab.outside, &b.lab.pods[0], &b.lab.node] {
+        let seen = count((0..100).map(|_| client.dial("10.112.0.1:80").expect("an answer").0));
+        assert_eq!(seen.len(), 3, "{seen:?}");
+    }
+}
+
+pub fn external_local_keeps_the_client() {
+    let mut b = Bench::new(2);
+    load_balancer(&mut b, json!({"externalTrafficPolicy": "Local"}));
+    let here = |ip: String, node: &str| json!({"addresses": [ip], "conditions": {"ready": true}, "nodeName": node});
+    b.cluster.slice("web", &[("", "TCP", 8080)], vec![here(pod_ip(0), "node"), here(pod_ip(1), "elsewhere")]);
+    b.sync();
+    for to in ["10.112.0.1:80", "192.0.2.1:30080"] {
+        for _ in 0..20 {
+            let (name, client) = b.lab.outside.dial(to).expect("an answer");
+            assert_eq!((name.as_str(), client), ("pod0", IpAddr::from([192, 0, 2, 2])), "{to}");
+        }
+        let seen = count((0..40).map(|_| b.lab.node.dial(to).expect("an answer").0));
+        assert_eq!(seen.len(), 2, "the node itself reaches all: {seen:?}");
+    }
+    // No endpoint here: dropped for the outside, still served inside.
+    b.cluster.slice("web", &[("", "TCP", 8080)], vec![here(pod_ip(1), "elsewhere")]);
+    b.sync();
+    let error = b.lab.outside.dial("10.112.0.1:80").expect_err("dropped");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert_eq!(b.lab.pods[0].dial("10.112.0.1:80").expect("an answer").0, "pod1");
+}
+
+pub fn source_ranges_admit_only_theirs() {
+    let mut b = Bench::new(1);
+    load_balancer(&mut b, json!({"loadBalancerSourceRanges": ["10.244.0.0/24", "198.51.100.0/24"]}));
+    b.sync();
+    assert_eq!(b.lab.pods[0].dial("10.112.0.1:80").expect("an answer").0, "pod0");
+    assert_eq!(b.lab.outside.dial("10.112.0.1:80").expect_err("not admitted").kind(), ErrorKind::TimedOut);
+    load_balancer(&mut b, json!({"loadBalancerSourceRanges": ["192.0.2.2/32"]}));
+    b.sync();
+    assert_eq!(b.lab.outside.dial("10.112.0.1:80").expect("an answer").0, "pod0");
+}
+
+pub fn seed_067_sticky_until_the_endpoint_goes() {
+    let mut b = Bench::new(4);
+    b.web(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}}}));
+    b.endpoints("web", "TCP", &[pod_ip(0), pod_ip(1)]);
+    b.sync();
+    let all = |b: &Bench| count((0..30).map(|_| b.lab.node.dial("10.96.0.10:80").expect("an answer").0));
+    let first = all(&b);
+    assert_eq!(first.len(), 1, "{first:?}");
+    let chosen = first.keys().next().expect("one").clone();
+    // Kept when others come.
+    let pods = b.pods();
+    b.endpoints("web", "TCP", &pods);
+    b.sync();
+    assert_eq!(all(&b).keys().next(), Some(&chosen));
+    assert_eq!(all(&b).len(), 1);
+    // One move when its own goes, and not back again.
+    let rest: Vec<String> = (0..4).filter(|i| chosen != format!("pod{i}")).map(pod_ip).collect();
+    b.endpoints("web", "TCP", &rest);
+    b.sync();
+    let moved = all(&b);
+    assert!(moved.len() == 1 && !moved.contains_key(&chosen), "{moved:?}");
+    let pods = b.pods();
+    b.endpoints("web", "TCP", &pods);
+    b.sync();
+    assert_eq!(all(&b).keys().next(), moved.keys().next());
+    // Several clients, several endpoints.
+    let seen = count((0..4).map(|i| b.lab.pods[i].dial("10.96.0.10:80").expect("an answer").0));
+    assert!(!seen.is_empty());
+}
+
+pub fn stale_udp_flow_ends() {
+    let mut b = Bench::new(2);
+    udp_service(&mut b);
+    b.endpoints("dns", "UDP", &[pod_ip(0)]);
+    b.sync();
+    let socket = b.lab.pods[1].udp_socket();
+    assert_eq!(exchange(&socket, "10.96.0.53:53").expect("an answer").0, "pod0");
+    b.endpoints("dns", "UDP", &[pod_ip(1)]);
+    b.sync();
+    assert_eq!(exchange(&socket, "10.96.0.53:53").expect("an answer").0, "pod1", "the same socket, the new endpoint");
+    b.endpoints("dns", "UDP", &[]);
+    b.sync();
+    assert_eq!(exchange(&socket, "10.96.0.53:53").expect_err("refused").kind(), ErrorKind::ConnectionRefused);
+    b.endpoints("dns", "UDP", &[pod_ip(0)]);
+    b.sync();
+    assert_eq!(exchange(&socket, "10.96.0.53:53").expect("an answer").0, "pod0");
+}
+
+pub fn marks_of_others_survive() {
+    let mut b = Bench::new(2);
+    b.web(json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}));
+    b.sync();
+    // Another program marks packets before us and counts what still carries exactly its mark behind us.
+    b.lab.node.run(
+        "nft 'table ip other { \
+           chain before { type filter hook prerouting priority raw; meta mark set 0x00a50001; } \
+           chain after { type filter hook postrouting priority 300; tcp dport 8080 tcp flags syn / syn,ack mark 0x00a50001 counter; \
+                         tcp dport 8080 tcp flags syn / syn,ack mark != 0x00a50001 counter; } }'",
+    );
+    for to in ["10.96.0.10:80", "192.0.2.1:30080"] {
+        b.lab.pods[0].dial(to).expect("an answer");
+    }
+    b.lab.outside.dial("192.0.2.1:30080").expect("an answer");
+    let counters = b.lab.node.run("nft list chain ip other after | grep -o 'packets [0-9]*'");
+    assert_eq!(counters.lines().collect::<Vec<_>>(), ["packets 3", "packets 0"]);
+}
