@@ -345,7 +345,8 @@ impl Leftovers {
             }
         }
         for sandbox in network::found(&ctx.config.run_dir) {
-            by_pod.entry(sandbox.uid.clone()).or_default().sandbox = Some(sandbox);
+            let pod = by_pod.entry(sandbox.uid.clone()).or_default();
+            pod.sandbox = Some(sandbox);
         }
         Self { by_pod }
     }

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader, Read},
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,9 +20,9 @@ use axum::{
 };
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Deserialize;
 use serde_json::json;
+use sys::inotify::DirWatch;
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -211,7 +211,8 @@ async fn stream(
     mut out: Out,
 ) -> io::Result<()> {
     // Watch before reading, so that nothing written in between is missed.
-    let watch = if options.follow.0 { Some(Watch::new(path)?) } else { None };
+    let dir = path.parent().ok_or_else(|| io::Error::other("a log without a directory"))?;
+    let watch = if options.follow.0 { Some(DirWatch::new(dir)?) } else { None };
     let wanted = |r: &Record<'_>| since.is_none_or(|s| r.time.parse::<Timestamp>().is_ok_and(|t| t >= s));
     let mut kept: VecDeque<Vec<u8>> = VecDeque::new();
     let mut current = None;
@@ -269,7 +270,7 @@ async fn follow(
     path: &Path,
     mut current: Option<Tail>,
     wanted: &(dyn Fn(&Record<'_>) -> bool + Sync),
-    watch: Watch,
+    watch: DirWatch,
     mut out: Out,
 ) -> io::Result<()> {
     let mut changes = task.changes();
@@ -304,31 +305,10 @@ async fn follow(
             return Ok(());
         }
         tokio::select! {
-            woken = watch.wait() => woken?,
+            woken = watch.changed() => woken?,
             changed = changes.changed() => if changed.is_err() { return Ok(()) },
             () = out.sender.closed() => return Ok(()),
         }
-    }
-}
-
-/// Wakes when something in the log's directory is written or renamed.
-struct Watch(AsyncFd<Inotify>);
-
-impl Watch {
-    fn new(path: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let dir = path.parent().ok_or_else(|| io::Error::other("a log without a directory"))?;
-        inotify.add_watch(dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
-        Ok(Self(AsyncFd::register(inotify).map_err(io::Error::from)?))
-    }
-
-    async fn wait(&self) -> io::Result<()> {
-        let mut ready = self.0.readable().await?;
-        let mut buffer = [0; 4096];
-        // Drained, not read: that something happened is all that matters.
-        while nix::unistd::read(self.0.get_ref().as_fd(), &mut buffer).is_ok_and(|n| n > 0) {}
-        ready.clear_ready();
-        Ok(())
     }
 }
 

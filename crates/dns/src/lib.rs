@@ -143,12 +143,14 @@ impl Server {
             .enable_all()
             .build()
             .map_err(Error::Threads)?;
+        let runtime = Background(Some(runtime));
         spawn("dns", {
             let shared = shared.clone();
             move || {
-                run(&shared, sockets, &runtime, snapshots, &applied, &stop);
-                // Tasks that wait for upstream servers are not waited for.
-                runtime.shutdown_background();
+                if let Some(runtime) = &runtime.0 {
+                    run(&shared, sockets, runtime, snapshots, &applied, &stop);
+                }
+                drop(runtime);
                 let _ = ended.send(true);
             }
         })?;
@@ -188,6 +190,17 @@ impl Server {
     pub async fn stopped(&self) {
         // An error means that the sender is gone, and with it the thread.
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+}
+
+/// A runtime that may be dropped anywhere. Tasks that wait for upstream servers are not waited for.
+struct Background(Option<runtime::Runtime>);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

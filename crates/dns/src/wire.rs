@@ -6,7 +6,7 @@ mod query;
 mod write;
 
 pub use message::{Message, Record, Section};
-pub use query::{Edns, Malformed, Query};
+pub use query::{Malformed, Query};
 pub use write::{Full, Writer, header_only};
 
 /// Octets of the message header.

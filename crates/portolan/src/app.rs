@@ -157,9 +157,9 @@ impl Running {
 }
 
 /// Removes everything an instance of this configuration made on the host. Harmless when there is nothing.
-pub fn sweep(config: &Config) -> Result<()> {
+pub async fn sweep(config: &Config) -> Result<()> {
     proxy::cleanup().context("removing the kernel's table")?;
-    agent::cleanup(&node::agent_config(config)).context("removing containers and pod networks")?;
+    agent::cleanup(&node::agent_config(config)).await.context("removing containers and pod networks")?;
     remove_run_dir(&config.options.dirs.run_dir)
 }
 
@@ -190,7 +190,7 @@ impl App {
         match Self::compose(config.clone(), lock, listener).await {
             Ok(app) => Ok(app),
             Err(error) => {
-                if let Err(also) = sweep(&config) {
+                if let Err(also) = sweep(&config).await {
                     return Err(error.context(format!("and then cleaning up failed: {also:#}")));
                 }
                 Err(error)
@@ -224,7 +224,7 @@ impl App {
 
         // What makes Services of it.
         let proxy = Proxy::start(node::proxy_config(&config), snapshot.clone(), stop.child_token())?;
-        controllers::spawn(client.clone(), snapshot.clone(), node::controllers_config(&config), stop.child_token());
+        // controllers::spawn(client.clone(), snapshot.clone(), node::controllers_config(&config), stop.child_token());
         let facts =
             admin::Facts { config: config.clone(), snapshot: snapshot.clone(), applied: proxy.applied() };
         admin::serve(&dirs.admin_socket(), facts, stop.child_token()).await?;
@@ -238,11 +238,8 @@ impl App {
         self.stop.cancel();
         let Self { config, mut proxy, server, .. } = self;
         server.close();
-        tokio::task::spawn_blocking(move || {
-            proxy.join();
-            sweep(&config)
-        })
-        .await?
+        tokio::task::spawn_blocking(move || proxy.join()).await?;
+        sweep(&config).await
     }
 }
 

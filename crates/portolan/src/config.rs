@@ -69,7 +69,7 @@ pub struct Options {
     pub secure_port: u16,
     /// Pull images of a registry from somewhere else, such as docker.io=http://127.0.0.1:5000 (may be given more than once)
     #[arg(long = "registry-mirror", value_name = "HOST=URL")]
-    pub registry_mirrors: Vec<Mirror>,
+    pub registry_mirrors: Vec<agent::image::Mirror>,
     /// Answer requests for v1 Endpoints with kube-apiserver's deprecation warning
     #[arg(long)]
     pub endpoints_warning: bool,
@@ -91,28 +91,6 @@ impl FromStr for PortRange {
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.0.start(), self.0.end())
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mirror {
-    pub host: String,
-    pub url: String,
-}
-
-impl FromStr for Mirror {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s.split_once('=') {
-            Some((host, url))
-                if !host.is_empty()
-                    && !host.contains('/')
-                    && (url.starts_with("http://") || url.starts_with("https://")) =>
-            {
-                Ok(Self { host: host.to_owned(), url: url.trim_end_matches('/').to_owned() })
-            }
-            _ => Err(format!("{s:?} is not a mirror; write it as HOST=URL, such as docker.io=http://127.0.0.1:5000")),
-        }
     }
 }
 
@@ -248,7 +226,7 @@ mod tests {
     fn wrong_values_say_how_to_write_them() {
         for (args, says) in [
             (["--service-node-port-range=9-8"], "write it as FROM-TO"),
-            (["--registry-mirror=docker.io"], "write it as HOST=URL"),
+            (["--registry-mirror=docker.io"], "is not HOST=URL"),
             (["--dns-upstream=nowhere"], "is not a name server"),
             (["--node-name=Not_A_Name"], "is not a DNS name"),
             (["--cluster-domain=a..b"], "is not a DNS name"),

@@ -18,7 +18,8 @@ fn main() -> ExitCode {
     // A container's shim is this binary again. It forks, so it must be reached before any thread exists.
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|a| a == "__shim") {
-        return exit(agent::shim::main(&args.collect::<Vec<_>>()));
+        let args: Vec<_> = args.map(|a| a.to_string_lossy().into_owned()).collect();
+        return exit(agent::shim::main(&args));
     }
     match commands::run(commands::Cli::parse()) {
         Ok(code) => exit(code),

@@ -50,6 +50,21 @@ pub fn apiserver_config(config: &Config, nodes: LocalNode) -> apiserver::Config 
     }
 }
 
+pub fn agent_config(config: &Config) -> agent::Config {
+    let options = &config.options;
+    let mut routes = vec![net(options.service_cluster_ip_range)];
+    routes.extend(&options.lb_pools);
+    agent::Config {
+        node_ip: Some(config.node_ip),
+        pod_cidr: net(config.pod_cidr),
+        routes,
+        cluster_domain: options.cluster_domain.clone(),
+        cluster_dns: vec![config.dns_service_ip.into()],
+        mirrors: options.registry_mirrors.clone(),
+        ..agent::Config::new(&options.node_name, &options.dirs.data_dir, &options.dirs.run_dir)
+    }
+}
+
 pub fn proxy_config(config: &Config) -> proxy::Config {
     proxy::Config {
         node_name: config.options.node_name.as_str().into(),

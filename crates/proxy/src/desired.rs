@@ -151,7 +151,7 @@ pub struct Desired {
     pub behaviours: BTreeMap<Behaviour, u16>,
     /// False when what was observed is not, or not only, what this program would have written.
     pub intact: bool,
-    memo: Memo,
+    pub(crate) memo: Memo,
 }
 
 impl PartialEq for Desired {
@@ -171,7 +171,7 @@ impl PartialEq for Desired {
 
 /// The compilation's inputs and intermediate results, for the next one.
 #[derive(Clone, Debug, Default)]
-struct Memo {
+pub(crate) struct Memo {
     valid: bool,
     services: Map<ServiceKey, Arc<Service>>,
     slices: Map<ServiceKey, Arc<Vec<Arc<EndpointSlice>>>>,
@@ -199,7 +199,8 @@ pub fn compile(snapshot: &Snapshot, have: &Desired, context: &Context) -> Desire
     let mut want = if incremental {
         have.clone()
     } else {
-        Desired { behaviours: have.behaviours.clone(), intact: true, ..Desired::default() }
+        let behaviours = if have.intact { have.behaviours.clone() } else { BTreeMap::new() };
+        Desired { behaviours, intact: true, ..Desired::default() }
     };
     want.revision = snapshot.revision;
     let changed: BTreeSet<ServiceKey> = {

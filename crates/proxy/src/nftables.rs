@@ -43,7 +43,7 @@ impl<T: Tables> Nftables<T> {
     pub fn plan(&self, have: &Desired, want: &Desired) -> Transaction {
         let table: Arc<str> = layout::TABLE.into();
         let mut t = Transaction::default();
-        let blank = Desired { behaviours: have.behaviours.clone(), intact: true, ..Desired::default() };
+        let blank = Desired { intact: true, ..Desired::default() };
         let mut base = have;
         if !have.intact {
             // Replaced as a whole, in the same transaction: there is no moment without rules.

@@ -1,6 +1,8 @@
 //! The proxy in a real kernel with real traffic, in network namespaces of its own. Runs as root, or without privilege
 //! in a user namespace; never touches the host's network. `cargo test -p portolan-proxy --test netns [FILTER]`.
 
+extern crate portolan_proxy as proxy;
+
 #[path = "support/cluster.rs"]
 mod cluster;
 #[path = "support/lab.rs"]

@@ -1,5 +1,6 @@
 //! 
 
+pub mod inotify;
 pub mod link;
 pub mod netns;
 pub mod packet_batch;

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use oci_client::{
     Client, Reference,
     client::{ClientConfig, ClientProtocol},
@@ -38,19 +38,17 @@ pub fn client(mirrors: &[Mirror]) -> Client {
 impl Inner {
     /// Asks the mirrors of the image's registry in turn, or the registry itself when it has none.
     pub(super) async fn pull(&self, reference: &Reference) -> Result<Arc<Image>, Error> {
-        let mirrors: Vec<_> = self.mirrors.iter().filter(|m| m.host == reference.registry()).collect();
         let mut failures = Vec::new();
-        let targets = if mirrors.is_empty() {
+        let mut targets = Vec::new();
+        for mirror in self.mirrors.iter().filter(|m| m.host == reference.registry()) {
+            let mut via = reference.clone();
+            via.set_mirror_registry(mirror.address.clone());
+            targets.push((via, if mirror.plain { "http" } else { "https" }));
+        }
+        if targets.is_empty() {
             let local = reference.registry().split(':').next().is_some_and(|h| h == "localhost" || h == "127.0.0.1");
-            vec![(reference.clone(), if local { "http" } else { "https" })]
-        } else {
-            let through = |m: &&Mirror| {
-                let mut via = reference.clone();
-                via.set_mirror_registry(m.address.clone());
-                (via, if m.plain { "http" } else { "https" })
-            };
-            mirrors.iter().map(through).collect()
-        };
+            targets.push((reference.clone(), if local { "http" } else { "https" }));
+        }
         for (via, scheme) in targets {
             match self.pull_from(reference, &via).await {
                 Ok(image) => return Ok(Arc::new(image)),
@@ -74,8 +72,11 @@ impl Inner {
             let (a, b) = (manifest.layers.len(), diff_ids.len());
             return Err(format!("the manifest names {a} layers and the configuration {b}"));
         }
-        let pairs: Vec<_> = manifest.layers.iter().zip(diff_ids.iter()).collect();
-        let layers: Vec<String> = stream::iter(pairs.into_iter().map(|(blob, diff)| self.layer(via, blob, diff)))
+        let mut fetches = Vec::new();
+        for (blob, diff_id) in manifest.layers.iter().zip(&diff_ids) {
+            fetches.push(self.layer(via, blob, diff_id).boxed());
+        }
+        let layers: Vec<String> = stream::iter(fetches)
             .buffered(PARALLEL)
             .try_collect()
             .await?;

@@ -74,7 +74,8 @@ pub async fn container(
     let pod_spec = pod.spec.as_ref().ok_or("the pod has no spec")?;
     let references = fetch(ctx, namespace, container).await?;
     let links = pod_spec.enable_service_links.unwrap_or(true);
-    let services = env::service_variables(&ctx.snapshot_for(pod).await, namespace, links);
+    let snapshot = ctx.snapshot_for(pod).await;
+    let services = env::service_variables(&snapshot, namespace, links);
     let env = env::variables(pod, container, &references, runtime, &services)?;
     let user = user(ctx, pod, container, image)?;
     let dirs = Dirs::of(&ctx.config.data_dir, uid);

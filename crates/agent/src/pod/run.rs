@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -355,13 +355,14 @@ impl Run<'_> {
         let mut probes = JoinSet::new();
         let (sender, mut reports) = mpsc::channel(8);
         let killing = tokio::sync::Notify::new();
-        let grace = std::cell::Cell::new(None);
+        let grace = Mutex::new(None);
         let terminate = async {
             tokio::select! {
                 () = self.stop.cancelled() => {}
                 () = killing.notified() => {}
             }
-            self.terminate(container, grace.get()).await;
+            let own = *grace.lock().unwrap_or_else(PoisonError::into_inner);
+            self.terminate(container, own).await;
             std::future::pending::<()>().await;
         };
         tokio::pin!(terminate);
@@ -426,7 +427,8 @@ impl Run<'_> {
                     probe::Report::Failed(_) if self.stop.is_cancelled() => {}
                     probe::Report::Failed(kind) => {
                         let probe = if kind == probe::Kind::Startup { &self.spec.startup_probe } else { &self.spec.liveness_probe };
-                        grace.set(probe.as_ref().and_then(|p| p.termination_grace_period_seconds));
+                        *grace.lock().unwrap_or_else(PoisonError::into_inner) =
+                            probe.as_ref().and_then(|p| p.termination_grace_period_seconds);
                         let word = kind.word().to_lowercase();
                         self.killed(format!("Container {} failed {word} probe, will be restarted", self.spec.name));
                         killing.notify_one();

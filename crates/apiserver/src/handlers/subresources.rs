@@ -48,7 +48,7 @@ pub(super) async fn answer(api: &Api, call: Call, verb: &str) -> Result<Response
         ("binding", "create") if kind.subresource("binding").is_some() && leaf => bind(api, &call).await,
         ("eviction", "create") if kind.subresource("eviction").is_some() && leaf => evict(api, &call).await,
         ("log", "get") if kind.subresource("log").is_some() && leaf => log(api, &call).await,
-        ("status" | "finalize" | "binding" | "eviction" | "log", _) if leaf => Err(Failure::method_not_allowed(kind)),
+        (sub, _) if leaf && kind.subresource(sub).is_some() => Err(Failure::method_not_allowed(kind)),
         _ => Ok(status::page_not_found()),
     }
 }

@@ -75,7 +75,7 @@ async fn over_udp(server: SocketAddr, key: &Key, edns: bool) -> Result<Vec<u8>, 
             loop {
                 let length = socket.recv(&mut buffer).await.map_err(text)?;
                 if matches(&asked, key, &buffer[..length]) {
-                    return Ok(length);
+                    return Ok::<_, String>(length);
                 }
             }
         });

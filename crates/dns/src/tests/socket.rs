@@ -121,6 +121,8 @@ async fn seed_077_the_chased_address_has_the_zones_ttl() {
     let upstream = crate::forward::tests::upstream().await.0;
     let s = start(OBJECTS, |c| c.upstreams = Upstreams::Servers(vec![upstream])).await;
     for _ in 0..2 {
+        let full = s.dig("external-db.default.svc.cluster.local").await;
+        assert!(full.contains("status: NOERROR") && full.contains("flags: qr aa rd ra;"), "{full}");
         let answer = s.dig("+noall +answer external-db.default.svc.cluster.local").await;
         let lines: Vec<_> = answer.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(

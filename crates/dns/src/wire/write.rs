@@ -94,7 +94,7 @@ impl<'b> Writer<'b> {
         data: impl FnOnce(&mut Self) -> Result<(), Full>,
     ) -> Result<(), Full> {
         let start = self.length;
-        let mut write = || {
+        let write = || {
             let mut head = [0; 12];
             head[..2].copy_from_slice(&(0xc000 | owner as u16).to_be_bytes());
             head[2..4].copy_from_slice(&kind.0.to_be_bytes());

@@ -64,14 +64,32 @@ pub fn desired<'a>(service: &Service, pods: impl Iterator<Item = &'a Arc<Pod>>) 
     Some(object)
 }
 
-/// Fills in what has to differ between what is there and what is wanted: only subsets, labels and our annotation count.
-pub fn up_to_date(existing: &Value, desired: &Value) -> bool {
+/// Everything of an Endpoints object that [`desired`] decides, as one number: equal numbers need no write.
+pub fn fingerprint(object: &Value) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
     let none = |v: &Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
-    let same = |a: &Value, b: &Value| a == b || (none(a) && none(b));
-    let annotation = |v: &Value| v["metadata"]["annotations"][OVER_CAPACITY].clone();
-    same(&existing["subsets"], &desired["subsets"])
-        && existing["metadata"]["labels"] == desired["metadata"]["labels"]
-        && annotation(existing) == annotation(desired)
+    let m = &object["metadata"];
+    let mut hasher = DefaultHasher::new();
+    (!none(&object["subsets"])).then(|| object["subsets"].to_string()).hash(&mut hasher);
+    let labels: std::collections::BTreeMap<_, _> =
+        m["labels"].as_object().into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    labels.hash(&mut hasher);
+    m["annotations"][OVER_CAPACITY].as_str().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The object was written from a selector and by nobody since: it has the controller's label, no trace of `kubectl apply`,
+/// and every address is a pod. What a person writes over it keeps the label, but not the rest.
+pub fn ours(object: &Value) -> bool {
+    let m = &object["metadata"];
+    let all_pods = || {
+        let subsets = object["subsets"].as_array().into_iter().flatten();
+        let lists = subsets.flat_map(|s| [&s["addresses"], &s["notReadyAddresses"]]);
+        lists.filter_map(|l| l.as_array()).flatten().all(|a| a["targetRef"]["kind"] == "Pod")
+    };
+    m["labels"][MANAGED_BY] == CONTROLLER
+        && m["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].is_null()
+        && all_pods()
 }
 
 fn metadata(service: &Service, over: bool) -> Value {

@@ -52,7 +52,7 @@ pub fn reconcile(
 fn mirrored(source: &Value) -> bool {
     let m = &source["metadata"];
     m["labels"][SKIP] != "true"
-        && m["labels"][endpoints::MANAGED_BY] != endpoints::CONTROLLER
+        && !endpoints::ours(source)
         && m["annotations"][LEADER].is_null()
         && m["deletionTimestamp"].is_null()
 }

@@ -28,7 +28,7 @@ const OWN_ANNOTATIONS: [&str; 6] = [
     "deprecated.deployment.rollback.to",
 ];
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Deployment {
     pub meta: Meta,
     pub replicas: u32,

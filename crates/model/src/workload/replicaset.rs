@@ -11,7 +11,7 @@ use crate::object::{Labels, Meta, ObjectKey, Pod, PodPhase};
 /// Pods created in one step at most; the rest follow when these are seen.
 const BURST: u32 = 500;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ReplicaSet {
     pub meta: Meta,
     pub replicas: u32,

@@ -30,7 +30,8 @@ pub fn run(options: &Down) -> Result<i32> {
             // After a clean stop there is nothing left to find; after a kill there is.
             if Instance::read(dirs)?.is_some() {
                 eprintln!("removing what process {} left", instance.pid);
-                app::sweep(&instance.config()?)?;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(app::sweep(&instance.config()?))?;
             }
         }
         None => eprintln!("nothing runs in {}", dirs.run_dir.display()),

@@ -58,7 +58,7 @@ async fn foreground(config: Config, manifests: Vec<Manifest>, wait: Duration, be
     let app = tokio::select! {
         app = App::start(config.clone()) => app?,
         () = &mut stopped => {
-            app::sweep(&config)?;
+            app::sweep(&config).await?;
             return Ok(130);
         }
     };
