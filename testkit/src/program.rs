@@ -1,7 +1,7 @@
 //! The program under test: `portolan up` in a lab, and what it leaves.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -29,7 +29,9 @@ pub fn binary() -> Result<PathBuf> {
         (None, Some(path)) => PathBuf::from(path),
         (None, None) => {
             let test = std::env::current_exe()?;
-            test.parent().and_then(Path::parent).context("a test program lies in target/…/deps")?.join("portolan")
+            let dir = test.parent().context("a program lies in a directory")?;
+            let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
+            dir.join("portolan")
         }
     };
     if !path.is_file() {

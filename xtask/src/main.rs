@@ -1,6 +1,7 @@
 //! `cargo xtask`: what developers and CI run.
 
 mod bench;
+mod lab;
 mod schema;
 mod test;
 
@@ -23,6 +24,11 @@ enum Task {
     Test(test::Options),
     /// Only install, download and build what the tests need
     Prepare,
+    /// Start a cluster in the tests' private world and run a command, or a shell, on its node
+    Lab {
+        #[arg(trailing_var_arg = true)]
+        command: Vec<String>,
+    },
     /// Measure on the release build: all figures, or those named (start, apply, memory, sync)
     Bench { parts: Vec<String> },
     /// Write the table of the built-in kinds' fields anew, after raising the Kubernetes version
@@ -37,6 +43,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Test(options) => test::run(&options),
         Task::Prepare => test::prepare().map(|()| true),
+        Task::Lab { command } => test::prepare().and_then(|()| lab::run(&command)),
         Task::Bench { parts } => test::prepare().and_then(|()| bench::run(&parts)).map(|()| true),
         Task::Schema { source } => {
             let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/apiserver/src/schema/types.txt");

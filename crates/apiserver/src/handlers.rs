@@ -31,6 +31,7 @@ use crate::{
     NodeDialer,
     auth::{self, Action, Authenticator, User},
     kinds::Kind,
+    protobuf,
     request::{Query, Target},
     schema::{DecodeError, FieldValidation},
     status::{self, Failure},
@@ -77,7 +78,7 @@ impl Api {
     }
 }
 
-/// `core/services`, `apps/deployments`: how the store names a resource. Events of both groups are the same objects.
+/// `core/services`, `apps/deployments`: how the store names a resource.
 pub(crate) fn resource_of(kind: &Kind) -> Arc<str> {
     let group = if kind.group.is_empty() { "core" } else { kind.group };
     format!("{group}/{}", kind.plural).into()
@@ -139,9 +140,14 @@ async fn answer(api: &Api, request: Request, pretty: bool) -> Result<Response, F
     auth::authorize(&user, &action).map_err(|_| auth::forbidden(&user, verb, &target))?;
     let form = Form::negotiate(request.headers(), pretty)?;
     let (parts, body) = request.into_parts();
-    let content_type = content_type(&parts.headers);
+    let mut content_type = content_type(&parts.headers);
     let has_body = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
-    let body = if has_body { read_body(body).await? } else { Bytes::new() };
+    let mut body = if has_body { read_body(body).await? } else { Bytes::new() };
+    if content_type.split(';').next().is_some_and(|media| media.trim() == protobuf::MEDIA_TYPE) && !body.is_empty() {
+        let object = protobuf::to_json(&body).map_err(Failure::bad_request)?;
+        body = object.to_string().into();
+        content_type = "application/json".into();
+    }
     let mut call = Call { target, query, user, form, content_type, body, warnings: Vec::new() };
     if api.endpoints_warning && kind.group.is_empty() && kind.kind == "Endpoints" {
         call.warnings.push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());

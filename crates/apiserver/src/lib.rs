@@ -33,6 +33,7 @@ mod handlers;
 pub mod kinds;
 pub mod openapi;
 pub mod patch;
+mod protobuf;
 pub mod request;
 pub mod schema;
 pub mod selector;

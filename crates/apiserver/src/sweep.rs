@@ -11,8 +11,7 @@ use crate::{
 
 const EVENT_TTL_SECONDS: i64 = 3_600;
 const EVERY: Duration = Duration::from_secs(60);
-/// The same objects whichever API group they are read through.
-const RESOURCES: [&str; 2] = ["core/events", "events.k8s.io/events"];
+const EVENTS: &str = "core/events";
 
 /// Runs until the server stops.
 pub(crate) async fn expire_events(api: Api) {
@@ -22,28 +21,26 @@ pub(crate) async fn expire_events(api: Api) {
             () = tokio::time::sleep(EVERY) => {}
         }
         let before = jiff::Timestamp::now().as_second() - EVENT_TTL_SECONDS;
-        for resource in RESOURCES {
-            sweep(&api, resource, before).await;
-        }
+        sweep(&api, before).await;
     }
 }
 
-async fn sweep(api: &Api, resource: &str, before: i64) {
-    let (_, events) = api.store.list(resource, "");
+async fn sweep(api: &Api, before: i64) {
+    let (_, events) = api.store.list(EVENTS, "");
     for event in events {
         let value = event.value();
         if last_seen(&value) >= before {
             continue;
         }
-        if let Err(error) = remove(api, resource, &event, &value).await {
+        if let Err(error) = remove(api, &event, &value).await {
             tracing::debug!(key = %event.key, %error, "an old Event stays for now");
         }
     }
 }
 
-async fn remove(api: &Api, resource: &str, event: &Stored, value: &Value) -> Result<(), crate::store::WriteError> {
+async fn remove(api: &Api, event: &Stored, value: &Value) -> Result<(), crate::store::WriteError> {
     let write = Write {
-        resource: resource.into(),
+        resource: EVENTS.into(),
         key: event.key.clone(),
         expect: Expect::Revision(event.revision),
         change: Change::Delete(Encoded::new(value)),

@@ -3,7 +3,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::names::{Directory, Found, MAX_LABEL, Name, Reason, RecordType, Records, ServiceNames, SrvEntry};
+use model::{
+    Kind,
+    names::{Directory, Found, MAX_LABEL, Name, Reason, RecordType, Records, ServiceNames, SrvEntry},
+};
 
 use crate::wire::{Extended, Full, HEADER, Query, Rcode, Section, Writer, flag};
 
@@ -19,7 +22,7 @@ pub enum Outcome {
     /// So many octets of the room are the answer.
     Reply(usize, Rcode),
     /// Somebody else knows.
-    Ask(Ask),
+    Ask(Box<Ask>),
 }
 
 /// What to ask upstream, and what to do with the result.
@@ -51,19 +54,19 @@ pub fn answer(directory: &Directory, query: &Query<'_>, room: &mut [u8], terms: 
         return refuse(writer, rcode, code, text);
     }
     let mut work = Work { directory, kind: query.kind, turn: terms.turn, writer, owner: HEADER };
-    let mut name = query.name;
+    let mut name = &query.name;
     for aliases in 0..=MAX_ALIASES {
-        let next = match work.step(&name, aliases > 0) {
+        match work.step(name, aliases > 0) {
             Step::Done(rcode) => return Outcome::Reply(work.writer.finish(None), rcode),
             Step::No(rcode, code, why) => {
                 work.writer.rcode(rcode);
-                let why = if work.writer.explains() { why(directory) } else { String::new() };
+                // Put into words only when the client can read them.
+                let why = if work.writer.explains() { why.text(directory) } else { String::new() };
                 return Outcome::Reply(work.writer.finish(Some((code, &why))), rcode);
             }
-            Step::Elsewhere => return elsewhere(work.writer, query, name, aliases > 0, terms.recursion),
-            Step::Alias(next) => next,
-        };
-        name = next;
+            Step::Elsewhere => return elsewhere(work.writer, query, *name, aliases > 0, terms.recursion),
+            Step::Alias(next) => name = next,
+        }
     }
     work.writer.rcode(Rcode::SERVFAIL);
     let why = "ExternalName Services point at each other in a circle";
@@ -83,7 +86,9 @@ fn refusal(query: &Query<'_>) -> Option<(Rcode, Extended, &'static str)> {
         RecordType::AXFR | RecordType::IXFR => {
             Some((Rcode::REFUSED, Extended::PROHIBITED, "zone transfers are not offered"))
         }
-        RecordType(128..=254) => Some((Rcode::NOTIMP, Extended::NOT_SUPPORTED, "query types of this kind are not served")),
+        RecordType(128..=254) => {
+            Some((Rcode::NOTIMP, Extended::NOT_SUPPORTED, "query types of this kind are not served"))
+        }
         _ => None,
     }
 }
@@ -107,19 +112,37 @@ fn elsewhere(writer: Writer<'_>, query: &Query<'_>, name: Name, aliased: bool, r
         let text = "not a name of this cluster, and no upstream server is configured: give one with --dns-upstream";
         return refuse(writer, Rcode::REFUSED, Extended::NOT_AUTHORITATIVE, text);
     }
-    Outcome::Ask(Ask { name, kind: query.kind, partial: aliased.then(|| writer.suspend()) })
+    Outcome::Ask(Box::new(Ask { name, kind: query.kind, partial: aliased.then(|| writer.suspend()) }))
 }
 
-/// An explanation that is only put into words when the client can read it.
-type Why<'a> = Box<dyn FnOnce(&Directory) -> String + 'a>;
+/// An explanation, not yet in words.
+enum Why<'a> {
+    Reason(Reason<'a>),
+    Unlisted(Kind),
+    /// An ExternalName that is an address.
+    Literal(IpAddr),
+}
+
+impl Why<'_> {
+    fn text(&self, directory: &Directory) -> String {
+        match self {
+            Self::Reason(reason) => directory.explain(reason),
+            Self::Unlisted(kind) => format!("the list of {kind:?} objects has not arrived from the API server yet"),
+            Self::Literal(ip) => format!(
+                "externalName {ip} is an address where a name belongs: use a Service without selector and an EndpointSlice"
+            ),
+        }
+    }
+}
 
 enum Step<'a> {
     Done(Rcode),
     No(Rcode, Extended, Why<'a>),
     Elsewhere,
-    Alias(Name),
+    Alias(&'a Name),
 }
 
+/// One answer under way.
 struct Work<'d, 'b> {
     directory: &'d Directory,
     kind: RecordType,
@@ -129,19 +152,19 @@ struct Work<'d, 'b> {
     owner: usize,
 }
 
-impl Work<'_, '_> {
+impl<'d> Work<'d, '_> {
     /// Answers for `name`, which is the question's or that of an alias.
     fn step<'a>(&mut self, name: &'a Name, aliased: bool) -> Step<'a>
     where
-        Self: 'a,
+        'd: 'a,
     {
-        let answer = self.directory.answer(name, self.kind);
+        let directory: &'d Directory = self.directory;
+        let answer = directory.answer(name, self.kind);
         if let Found::Elsewhere = answer.found {
             return Step::Elsewhere;
         }
         if let Some(kind) = self.directory.unlisted() {
-            let why = move |_: &Directory| format!("the list of {kind:?} objects has not arrived from the API server yet");
-            return Step::No(Rcode::SERVFAIL, Extended::NOT_READY, Box::new(why));
+            return Step::No(Rcode::SERVFAIL, Extended::NOT_READY, Why::Unlisted(kind));
         }
         self.writer.set(flag::AA);
         match answer.found {
@@ -153,8 +176,8 @@ impl Work<'_, '_> {
                 Step::Done(Rcode::NOERROR)
             }
             Found::Alias(target) => self.alias(target),
-            Found::NoData(reason) => self.negative(Rcode::NOERROR, &reason, name, answer.apex_labels, aliased),
-            Found::NoName(reason) => self.negative(Rcode::NXDOMAIN, &reason, name, answer.apex_labels, aliased),
+            Found::NoData(reason) => self.negative(Rcode::NOERROR, reason, name, answer.apex_labels, aliased),
+            Found::NoName(reason) => self.negative(Rcode::NXDOMAIN, reason, name, answer.apex_labels, aliased),
         }
     }
 
@@ -162,7 +185,7 @@ impl Work<'_, '_> {
         self.directory.zone().ttl
     }
 
-    fn alias<'a>(&mut self, target: &Name) -> Step<'a> {
+    fn alias<'a>(&mut self, target: &'a Name) -> Step<'a> {
         let (owner, ttl) = (self.owner, self.ttl());
         let at = self.writer.len() + 12;
         if self.writer.record(Section::Answer, owner, RecordType::CNAME, ttl, |w| w.name(target)).is_err() {
@@ -173,21 +196,17 @@ impl Work<'_, '_> {
         if self.kind == RecordType::CNAME || self.kind == RecordType::ANY {
             return Step::Done(Rcode::NOERROR);
         }
-        let text = target.to_string();
-        if text.trim_end_matches('.').parse::<IpAddr>().is_ok() {
-            let why = move |_: &Directory| {
-                format!("externalName {text} is an address where a name belongs: use a Service without selector and an EndpointSlice")
-            };
-            return Step::No(Rcode::NXDOMAIN, Extended::OTHER, Box::new(why));
+        if let Ok(ip) = target.to_string().trim_end_matches('.').parse() {
+            return Step::No(Rcode::NXDOMAIN, Extended::OTHER, Why::Literal(ip));
         }
-        Step::Alias(*target)
+        Step::Alias(target)
     }
 
     /// "No", with the SOA that says for how long (RFC 2308), and the reason.
     fn negative<'a>(
         &mut self,
         rcode: Rcode,
-        reason: &Reason<'a>,
+        reason: Reason<'a>,
         name: &Name,
         apex_labels: usize,
         aliased: bool,
@@ -202,9 +221,7 @@ impl Work<'_, '_> {
         if self.soa(Section::Authority, owner, ttl).is_err() {
             self.writer.set(flag::TC);
         }
-        // The reason lives as long as the names it points into; its text is made by whoever finishes the message.
-        let reason = reason.clone();
-        Step::No(rcode, Extended::OTHER, Box::new(move |d: &Directory| d.explain(&reason)))
+        Step::No(rcode, Extended::OTHER, Why::Reason(reason))
     }
 
     fn soa(&mut self, section: Section, owner: usize, ttl: u32) -> Result<(), Full> {

@@ -26,8 +26,8 @@ use tokio::sync::Semaphore;
 
 pub use cache::Response;
 use cache::{Cache, Key};
-pub use servers::Upstreams;
 use servers::Servers;
+pub use servers::Upstreams;
 
 use crate::{
     answer::Ask,
@@ -264,7 +264,11 @@ fn relay(query: &Query<'_>, response: &Response, room: &mut [u8], limit: usize) 
     writer.set(flag::RA | if wants_ad { response.flags & flag::AD } else { 0 });
     writer.rcode(rcode);
     let start = writer.len();
-    let end = if response.octets.len() + reserve <= limit { response.octets.len() } else { response.fitting(writer.left() + start) };
+    let end = if response.octets.len() + reserve <= limit {
+        response.octets.len()
+    } else {
+        response.fitting(writer.left() + start)
+    };
     if end < response.octets.len() {
         writer.set(flag::TC);
     }

@@ -12,6 +12,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZero,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -264,7 +265,14 @@ fn run(
     let mut threads = Vec::new();
     for (i, socket) in sockets.udp.into_iter().enumerate() {
         let (shared, handle) = (shared.clone(), runtime.handle().clone());
-        match spawn(&format!("dns-udp-{i}"), move || serve::udp::serve(&shared, socket, &handle)) {
+        let work = move || {
+            let socket = Arc::new(socket);
+            // A defect costs the batch it shows itself in, never the service.
+            while catch_unwind(AssertUnwindSafe(|| serve::udp::serve(&shared, &socket, &handle))).is_err() {
+                tracing::error!("a DNS thread has panicked and starts again; please report it");
+            }
+        };
+        match spawn(&format!("dns-udp-{i}"), work) {
             Ok(thread) => threads.push(thread),
             Err(error) => tracing::error!(%error, "a DNS thread is missing"),
         }
@@ -301,9 +309,8 @@ fn run(
     });
     shared.stopped.store(true, Ordering::Relaxed);
     for thread in threads {
-        if thread.join().is_err() {
-            tracing::error!("a DNS thread has panicked");
-        }
+        // They catch their own panics.
+        let _ = thread.join();
     }
 }
 

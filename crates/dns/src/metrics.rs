@@ -30,15 +30,8 @@ const TYPES: [(RecordType, &str); 8] = [
 ];
 /// [`TYPES`] and "other".
 const TYPE_SLOTS: usize = TYPES.len() + 1;
-const RCODES: [Rcode; 7] = [
-    Rcode::NOERROR,
-    Rcode::FORMERR,
-    Rcode::SERVFAIL,
-    Rcode::NXDOMAIN,
-    Rcode::NOTIMP,
-    Rcode::REFUSED,
-    Rcode::BADVERS,
-];
+const RCODES: [Rcode; 7] =
+    [Rcode::NOERROR, Rcode::FORMERR, Rcode::SERVFAIL, Rcode::NXDOMAIN, Rcode::NOTIMP, Rcode::REFUSED, Rcode::BADVERS];
 const RCODE_SLOTS: usize = RCODES.len() + 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +92,11 @@ impl Metrics {
         let requests = array::from_fn(|proto| {
             array::from_fn(|family| {
                 array::from_fn(|t| {
-                    let labels =
-                        with(&[("proto", ["udp", "tcp"][proto]), ("family", ["1", "2"][family]), ("type", type_name(t))]);
+                    let labels = with(&[
+                        ("proto", ["udp", "tcp"][proto]),
+                        ("family", ["1", "2"][family]),
+                        ("type", type_name(t)),
+                    ]);
                     requests.get_or_create(&labels).clone()
                 })
             })
@@ -119,7 +115,11 @@ impl Metrics {
         let forward_requests = counter("coredns_forward_requests", "Questions to upstream servers");
         let ignored = counter("portolan_dns_ignored", "Packets that were no queries and got no answer");
         let (revision, tcp_connections) = (Gauge::default(), Gauge::default());
-        registry.register("portolan_dns_revision", "The newest resourceVersion that answers are made from", revision.clone());
+        registry.register(
+            "portolan_dns_revision",
+            "The newest resourceVersion that answers are made from",
+            revision.clone(),
+        );
         registry.register("portolan_dns_tcp_connections", "Open TCP connections", tcp_connections.clone());
         Self {
             registry: Mutex::new(registry),

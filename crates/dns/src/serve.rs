@@ -40,7 +40,7 @@ pub enum Reaction {
     Silence,
     Reply(usize),
     /// Ask upstream; see [`Shared::forward`].
-    Forward(Ask),
+    Forward(Box<Ask>),
 }
 
 impl Shared {

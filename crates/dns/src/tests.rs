@@ -29,7 +29,10 @@ pub fn zone() -> Zone {
 /// All documents of a manifest, in the order given.
 pub fn documents(yaml: &str) -> Vec<Value> {
     use serde::Deserialize;
-    serde_yaml_ng::Deserializer::from_str(yaml).map(|d| Value::deserialize(d).unwrap()).filter(|v| !v.is_null()).collect()
+    serde_yaml_ng::Deserializer::from_str(yaml)
+        .map(|d| Value::deserialize(d).unwrap())
+        .filter(|v| !v.is_null())
+        .collect()
 }
 
 pub fn put(snapshot: &mut Snapshot, object: &Value) {
@@ -119,11 +122,9 @@ pub fn show(answer: &[u8]) -> String {
         "Query" => "REFUSED".into(),
         _ => m.metadata.response_code.to_string(),
     };
-    for (on, flag) in [
-        (m.metadata.authoritative, " aa"),
-        (m.metadata.truncation, " tc"),
-        (m.metadata.recursion_available, " ra"),
-    ] {
+    for (on, flag) in
+        [(m.metadata.authoritative, " aa"), (m.metadata.truncation, " tc"), (m.metadata.recursion_available, " ra")]
+    {
         out += if on { flag } else { "" };
     }
     for (mark, records) in [("", &m.answers), ("auth ", &m.authorities), ("more ", &m.additionals)] {

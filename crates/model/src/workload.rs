@@ -133,7 +133,8 @@ const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 /// The `pod-template-hash`: ten characters that depend only on the template's meaning, not on the order of its fields.
 pub fn template_hash(template: &Value, collisions: u32) -> String {
     let mut hash = Fnv(0x811c_9dc5);
-    canonical(template, &mut hash);
+    // Writing to the hash cannot fail.
+    let _ = canonical(template, &mut hash);
     if collisions > 0 {
         hash.bytes(&collisions.to_le_bytes());
     }
@@ -158,30 +159,29 @@ impl fmt::Write for Fnv {
     }
 }
 
-fn canonical(v: &Value, out: &mut Fnv) {
+/// Writes a value so that equal meaning gives equal text: sorted fields, nulls left out.
+pub(crate) fn canonical(v: &Value, out: &mut impl fmt::Write) -> fmt::Result {
     match v {
         Value::Object(map) => {
             let mut keys: Vec<_> = map.iter().filter(|(_, v)| !v.is_null()).collect();
             keys.sort_by_key(|(k, _)| *k);
-            out.bytes(b"{");
+            out.write_char('{')?;
             for (k, v) in keys {
-                out.bytes(k.as_bytes());
-                out.bytes(b":");
-                canonical(v, out);
+                write!(out, "{k:?}:")?;
+                canonical(v, out)?;
+                out.write_char(',')?;
             }
-            out.bytes(b"}");
+            out.write_char('}')
         }
         Value::Array(list) => {
-            out.bytes(b"[");
+            out.write_char('[')?;
             for v in list {
-                canonical(v, out);
-                out.bytes(b",");
+                canonical(v, out)?;
+                out.write_char(',')?;
             }
-            out.bytes(b"]");
+            out.write_char(']')
         }
-        scalar => {
-            let _ = fmt::Write::write_fmt(out, format_args!("{scalar}"));
-        }
+        scalar => write!(out, "{scalar}"),
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams, PostParams},
-    core::{ErrorResponse, GroupVersionKind},
+    core::GroupVersionKind,
     discovery::{self, Scope},
 };
 use serde::Deserialize;
@@ -147,10 +147,7 @@ fn replicas(object: &Value) -> usize {
 /// The API's own words for a refusal.
 pub fn refusal(error: kube::Error) -> anyhow::Error {
     match error {
-        kube::Error::Api(status) => {
-            let ErrorResponse { message, .. } = (*status).into();
-            anyhow::anyhow!(message)
-        }
+        kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
         other => other.into(),
     }
 }

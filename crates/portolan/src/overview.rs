@@ -1,16 +1,16 @@
 //! The table of Services with every way to reach each, for people and for `-o json`.
 
 use comfy_table::{Table, presets::NOTHING};
-use model::{Addressing, Exposure, Service, Snapshot};
-use serde::Serialize;
+use model::{Addressing, Exposure, Service, ServicePort, Snapshot};
+use serde::{Deserialize, Serialize};
 
 /// One Service as a client sees it.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Row {
     pub namespace: String,
     pub name: String,
     #[serde(rename = "type")]
-    pub type_: &'static str,
+    pub type_: String,
     /// In the order in which one would try them.
     pub reach: Vec<Way>,
     /// `address:port` of what answers now.
@@ -19,11 +19,11 @@ pub struct Row {
     pub not_ready: usize,
 }
 
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Way {
     pub at: String,
     /// Who can use it.
-    pub from: &'static str,
+    pub from: String,
 }
 
 /// Facts about the cluster that the Services do not carry.
@@ -38,6 +38,10 @@ const HERE: &str = "pods, this machine";
 
 pub fn rows(snapshot: &Snapshot, place: &Place<'_>) -> Vec<Row> {
     snapshot.services.values().map(|s| row(snapshot, s, place)).collect()
+}
+
+fn way(at: String, from: &str) -> Way {
+    Way { at, from: from.to_owned() }
 }
 
 fn type_of(service: &Service) -> &'static str {
@@ -74,28 +78,31 @@ fn row(snapshot: &Snapshot, service: &Service, place: &Place<'_>) -> Row {
         }
     }
     endpoints.sort();
+    endpoints.dedup();
     match &service.addressing {
-        Addressing::ExternalName(target) => reach.push(Way { at: format!("{name} -> {target}"), from: PODS }),
-        Addressing::Headless => reach.push(Way { at: name, from: PODS }),
+        Addressing::ExternalName(target) => reach.push(way(format!("{name} -> {target}"), PODS)),
+        Addressing::Headless => reach.push(way(name, PODS)),
         Addressing::ClusterIp(ips) => {
-            for port in &service.ports {
-                let suffix = format!("{}/{}", port.port, port.protocol);
-                if let Exposure::LoadBalancer(lb) = &service.exposure {
-                    reach.extend(lb.ingress.iter().map(|i| Way { at: format!("{}:{suffix}", i.ip), from: HERE }));
-                }
-                if let Some(node_port) = port.node_port {
-                    let at = format!("{}:{node_port}/{}", place.node_ip, port.protocol);
-                    reach.push(Way { at, from: "everywhere the node is reached" });
-                }
-                reach.extend(ips.iter().map(|ip| Way { at: format!("{ip}:{suffix}"), from: HERE }));
-                reach.push(Way { at: format!("{name}:{suffix}"), from: PODS });
+            let list = |port: fn(&ServicePort) -> Option<u16>| {
+                let ports = service.ports.iter().filter_map(|p| Some(format!("{}/{}", port(p)?, p.protocol)));
+                ports.collect::<Vec<_>>().join(",")
+            };
+            let ports = list(|p| Some(p.port));
+            if let Exposure::LoadBalancer(lb) = &service.exposure {
+                reach.extend(lb.ingress.iter().map(|i| way(format!("{}:{ports}", i.ip), HERE)));
             }
+            let node_ports = list(|p| p.node_port);
+            if !node_ports.is_empty() {
+                reach.push(way(format!("{}:{node_ports}", place.node_ip), "whoever reaches the node"));
+            }
+            reach.extend(ips.iter().map(|ip| way(format!("{ip}:{ports}"), HERE)));
+            reach.push(way(format!("{name}:{ports}"), PODS));
         }
     }
     Row {
         namespace: key.namespace.to_string(),
         name: key.name.to_string(),
-        type_: type_of(service),
+        type_: type_of(service).into(),
         reach,
         endpoints,
         not_ready,
@@ -123,9 +130,9 @@ pub fn table(rows: &[Row]) -> String {
             let first = i == 0;
             table.add_row([
                 if first { format!("{}/{}", row.namespace, row.name) } else { String::new() },
-                if first { row.type_.to_owned() } else { String::new() },
+                if first { row.type_.clone() } else { String::new() },
                 way.at.clone(),
-                way.from.to_owned(),
+                way.from.clone(),
                 if first { endpoints.clone() } else { String::new() },
             ]);
         }

@@ -147,3 +147,51 @@ async fn logs_come_from_the_pods_node() {
     lab.post(PODS, pod("pending")).await.expect(201);
     assert_eq!(lab.get(&format!("{PODS}/pending/log")).await.code, 200);
 }
+
+/// GET over a TLS connection of its own; the first line of the answer.
+async fn over_tls(address: std::net::SocketAddr, tls: rustls::ClientConfig, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    let name = "localhost".try_into().expect("name");
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.expect("handshake");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("write");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).lines().next().unwrap_or("").to_owned()
+}
+
+#[tokio::test]
+async fn over_tls_a_certificate_is_an_identity() {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let lab = Lab::new().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let address = listener.local_addr().expect("address");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let config = std::fs::read_to_string(lab.server.kubeconfig()).expect("kubeconfig");
+    let kubeconfig: Value = serde_yaml_ng::from_str(&config).expect("yaml");
+    let decode = |v: &Value| STANDARD.decode(v.as_str().expect("base64")).expect("base64");
+    let user = &kubeconfig["users"][0]["user"];
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = decode(&kubeconfig["clusters"][0]["cluster"]["certificate-authority-data"]);
+    roots.add(CertificateDer::from_pem_slice(&ca).expect("ca")).expect("root");
+    let builder = || {
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots.clone())
+    };
+    let certificate = CertificateDer::from_pem_slice(&decode(&user["client-certificate-data"])).expect("certificate");
+    let key = PrivateKeyDer::from_pem_slice(&decode(&user["client-key-data"])).expect("key");
+    let known = builder().with_client_auth_cert(vec![certificate], key).expect("client");
+    let stranger = builder().with_no_client_auth();
+
+    let client = async {
+        assert_eq!(over_tls(address, known, "/api/v1/namespaces").await, "HTTP/1.1 200 OK");
+        assert_eq!(over_tls(address, stranger.clone(), "/api/v1/namespaces").await, "HTTP/1.1 401 Unauthorized");
+        assert_eq!(over_tls(address, stranger, "/healthz").await, "HTTP/1.1 200 OK");
+        stop.cancel();
+    };
+    tokio::join!(lab.server.serve(listener, stop.clone()), client);
+}

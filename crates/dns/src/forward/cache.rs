@@ -72,8 +72,11 @@ impl Response {
         // OPT belongs to the hop, not to the answer. It stands last but for signatures of the hop.
         let keep = message.records.iter().position(|r| r.kind == RecordType::OPT).unwrap_or(message.records.len());
         let end = message.records[..keep].last().map_or(message.question_end, |r| r.end);
+        let mut kept: Box<[u8]> = octets[..end].into();
+        let additional = message.records[..keep].iter().filter(|r| r.section == Section::Additional).count();
+        kept[10..12].copy_from_slice(&(additional as u16).to_be_bytes());
         Some(Self {
-            octets: octets[..end].into(),
+            octets: kept,
             records: message.records[..keep].into(),
             flags: message.flags(),
             rcode: message.rcode(),

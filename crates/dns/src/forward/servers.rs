@@ -109,7 +109,10 @@ mod tests {
         assert_eq!(list.len(), 3);
         let servers = Servers::new(Upstreams::Servers(list), vec!["10.96.0.10:53".parse().unwrap()]);
         assert_eq!(servers.current(), ["192.0.2.1:53".parse().unwrap(), "[fe80::1]:53".parse().unwrap()]);
-        let servers = Servers::new(Upstreams::Servers(vec!["127.0.0.1:53".parse().unwrap()]), vec!["0.0.0.0:53".parse().unwrap()]);
+        let servers = Servers::new(
+            Upstreams::Servers(vec!["127.0.0.1:53".parse().unwrap()]),
+            vec!["0.0.0.0:53".parse().unwrap()],
+        );
         assert!(servers.current().is_empty());
     }
 }

@@ -43,14 +43,16 @@ pub async fn upstream() -> (SocketAddr, Arc<AtomicUsize>) {
 
 fn reply(asked: &[u8], limit: usize) -> Vec<u8> {
     let asked = Oracle::from_vec(asked).unwrap();
-    assert!(asked.edns.is_some() && asked.metadata.recursion_desired);
+    assert!(asked.metadata.recursion_desired);
     let question = asked.queries[0].clone();
     let mut answer = Oracle::new(asked.metadata.id, MessageType::Response, OpCode::Query);
     answer.metadata.recursion_available = true;
     let name = question.name().clone();
     let a = |ip: Ipv4Addr| OracleRecord::from_rdata(name.clone(), 300, RData::A(rdata::A(ip)));
     match name.to_string().as_str() {
-        "www.iij.ad.jp." if u16::from(question.query_type()) == 1 => _ = answer.add_answer(a(Ipv4Addr::new(202, 232, 2, 180))),
+        "www.iij.ad.jp." if u16::from(question.query_type()) == 1 => {
+            _ = answer.add_answer(a(Ipv4Addr::new(202, 232, 2, 180)))
+        }
         "big.test." => _ = answer.add_answers((0..200).map(|i| a(Ipv4Addr::from(i)))),
         _ => {
             answer.metadata.response_code = ResponseCode::NXDomain;
@@ -142,8 +144,52 @@ async fn a_dead_server_is_passed_over() {
 async fn nobody_there_is_servfail_with_the_cause() {
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let answer = dig(&forwarder(&[closed]), "www.iij.ad.jp A +edns", 1232).await;
-    assert_eq!(answer, format!("SERVFAIL ra\nEDE 22: no upstream server answers: {closed}: Connection refused (os error 111)"));
+    assert_eq!(
+        answer,
+        format!("SERVFAIL ra\nEDE 22: no upstream server answers: {closed}: Connection refused (os error 111)")
+    );
     let ours = Forwarder::new(Upstreams::Servers(vec![closed]), vec![closed], Arc::new(Metrics::new("", "")));
     let answer = dig(&Arc::new(ours), "www.iij.ad.jp A +edns", 1232).await;
     assert!(answer.starts_with("SERVFAIL ra\nEDE 0: there is no upstream server to ask"), "{answer}");
+}
+
+mod damage {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Whatever an upstream server sends behind the question we asked, the answer made from it is well-formed and
+        /// within its limit.
+        #[test]
+        fn malformed_answers_do_no_harm(
+            name in prop::sample::select(vec!["www.iij.ad.jp", "nope.test", "big.test"]),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            limit in 512usize..4000,
+        ) {
+            let asked = packet(&format!("{name} A +edns"));
+            let query = Query::parse(&asked).unwrap();
+            let mut octets = reply(&asked, 65535);
+            for (at, value) in changes {
+                let at = at.index(octets.len());
+                // What the exchange checks before: the question, and that there is one.
+                if !(4..6).contains(&at) && !(12..12 + query.question().len()).contains(&at) {
+                    octets[at] = value;
+                }
+            }
+            let Some(response) = Response::new(&octets) else { return Ok(()) };
+            let mut room = vec![0; 4096];
+            let partial = Writer::new(&query, &mut room, 512).suspend();
+            let answer = Ok(Arc::new(response));
+            for partial in [None, Some(partial)] {
+                let mut room = vec![0; 4096];
+                let ask = Ask { name: query.name, kind: query.kind, partial };
+                let (length, _) = finish(&query, &ask, &answer, 30, &mut room, limit);
+                prop_assert!(length <= limit);
+                prop_assert!(Message::parse(&room[..length]).is_some());
+            }
+        }
+    }
 }

@@ -47,13 +47,12 @@ pub fn bind(address: SocketAddr, freebind: bool) -> io::Result<UdpSocket> {
 }
 
 /// Serves one socket until the server is stopped.
-pub fn serve(shared: &Arc<Shared>, socket: UdpSocket, runtime: &Handle) {
-    let socket = Arc::new(socket);
+pub fn serve(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle) {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let mut batch = PacketBatch::new(BATCH, ROOM);
     let (mut turns, mut tally) = (Turns::new(), Tally::default());
     while !shared.is_stopped() {
-        let count = match batch.receive(&*socket) {
+        let count = match batch.receive(&**socket) {
             Ok(count) => count,
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
             // What a former peer's host said about an earlier answer.
@@ -95,7 +94,7 @@ pub fn serve(shared: &Arc<Shared>, socket: UdpSocket, runtime: &Handle) {
             };
             batch.reply(i, length.max(HEADER));
         }
-        batch.send(&*socket);
+        batch.send(&**socket);
         shared.metrics.add(&mut tally);
     }
 }

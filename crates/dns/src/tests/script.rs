@@ -92,7 +92,12 @@ status: { phase: Running, podIPs: [{ ip: 10.244.0.5 }] }
 /// One line per record; the SOA's serial is the count of objects.
 fn check(directory: &Directory, question: &str, want: &str) {
     let want: Vec<_> = want.trim().lines().map(str::trim).collect();
-    assert_eq!(dig(directory, question).replace("SOA ns.dns.cluster.local. hostmaster.cluster.local. 17 7200 1800 86400 5", "SOA"), want.join("\n"), "{question}");
+    assert_eq!(
+        dig(directory, question)
+            .replace("SOA ns.dns.cluster.local. hostmaster.cluster.local. 17 7200 1800 86400 5", "SOA"),
+        want.join("\n"),
+        "{question}"
+    );
 }
 
 #[test]
@@ -101,14 +106,21 @@ fn seed_129_a_service_has_the_address_of_its_cluster_ip() {
     // Rows 129, 130 and 132: the A record, its value and its TTL.
     check(&d, "nginx.default.svc.cluster.local", "NOERROR aa\nnginx.default.svc.cluster.local. 30 IN A 10.102.97.154");
     check(&d, "nginx.default.svc.cluster.local AAAA", "NOERROR aa\nauth cluster.local. 5 IN SOA");
-    check(&d, "dual.production.svc.cluster.local AAAA", "NOERROR aa\ndual.production.svc.cluster.local. 30 IN AAAA fd00:10:96::7");
+    check(
+        &d,
+        "dual.production.svc.cluster.local AAAA",
+        "NOERROR aa\ndual.production.svc.cluster.local. 30 IN AAAA fd00:10:96::7",
+    );
 }
 
 #[test]
 fn seed_127_it_is_authoritative() {
     let d = directory(EXAMPLE);
     let d = &d;
-    assert!(dig(d, "cluster.local SOA").starts_with("NOERROR aa\ncluster.local. 30 IN SOA ns.dns.cluster.local. hostmaster.cluster.local."));
+    assert!(
+        dig(d, "cluster.local SOA")
+            .starts_with("NOERROR aa\ncluster.local. 30 IN SOA ns.dns.cluster.local. hostmaster.cluster.local.")
+    );
     check(d, "cluster.local NS", "NOERROR aa\ncluster.local. 30 IN NS ns.dns.cluster.local.");
     check(d, "ns.dns.cluster.local", "NOERROR aa\nns.dns.cluster.local. 30 IN A 10.96.0.10");
     check(d, "cluster.local A", "NOERROR aa\nauth cluster.local. 5 IN SOA");
@@ -120,13 +132,21 @@ fn seed_127_it_is_authoritative() {
 #[test]
 fn reasons_are_sent_to_those_who_can_read_them() {
     let d = directory(EXAMPLE);
-    check(&d, "nope.default.svc.cluster.local A +edns", "NXDOMAIN aa\nauth cluster.local. 5 IN SOA\nEDE 0: namespace default has no Service nope");
+    check(
+        &d,
+        "nope.default.svc.cluster.local A +edns",
+        "NXDOMAIN aa\nauth cluster.local. 5 IN SOA\nEDE 0: namespace default has no Service nope",
+    );
     check(
         &d,
         "waiting.default.svc.cluster.local A +edns",
         "NXDOMAIN aa\nauth cluster.local. 5 IN SOA\nEDE 0: headless Service default/waiting has no ready endpoints, 1 not ready",
     );
-    check(&d, "nginx.default.svc.cluster.local MX +edns", "NOERROR aa\nauth cluster.local. 5 IN SOA\nEDE 0: the name exists and has no MX record");
+    check(
+        &d,
+        "nginx.default.svc.cluster.local MX +edns",
+        "NOERROR aa\nauth cluster.local. 5 IN SOA\nEDE 0: the name exists and has no MX record",
+    );
 }
 
 #[test]
@@ -152,8 +172,16 @@ fn seed_082_headless_answers_with_pod_addresses() {
 #[test]
 fn seed_104_stateful_pods_have_names() {
     let d = directory(EXAMPLE);
-    check(&d, "redis-0.redis.default.svc.cluster.local", "NOERROR aa\nredis-0.redis.default.svc.cluster.local. 30 IN A 192.168.76.141");
-    check(&d, "redis-1.redis.default.svc.cluster.local", "NOERROR aa\nredis-1.redis.default.svc.cluster.local. 30 IN A 192.168.76.142");
+    check(
+        &d,
+        "redis-0.redis.default.svc.cluster.local",
+        "NOERROR aa\nredis-0.redis.default.svc.cluster.local. 30 IN A 192.168.76.141",
+    );
+    check(
+        &d,
+        "redis-1.redis.default.svc.cluster.local",
+        "NOERROR aa\nredis-1.redis.default.svc.cluster.local. 30 IN A 192.168.76.142",
+    );
     check(&d, "redis-2.redis.default.svc.cluster.local", "NXDOMAIN aa\nauth cluster.local. 5 IN SOA");
 }
 
@@ -190,7 +218,10 @@ fn seed_083_srv_and_ptr_name_the_pods() {
         check(
             &d,
             &format!("1{}.0.244.10.in-addr.arpa PTR", n + 1),
-            &format!("NOERROR aa\n1{}.0.244.10.in-addr.arpa. 30 IN PTR pod-{n}.database-headless.default.svc.cluster.local.", n + 1),
+            &format!(
+                "NOERROR aa\n1{}.0.244.10.in-addr.arpa. 30 IN PTR pod-{n}.database-headless.default.svc.cluster.local.",
+                n + 1
+            ),
         );
     }
 }
@@ -198,7 +229,11 @@ fn seed_083_srv_and_ptr_name_the_pods() {
 #[test]
 fn addresses_lead_back_to_services() {
     let d = directory(EXAMPLE);
-    check(&d, "154.97.102.10.in-addr.arpa PTR", "NOERROR aa\n154.97.102.10.in-addr.arpa. 30 IN PTR nginx.default.svc.cluster.local.");
+    check(
+        &d,
+        "154.97.102.10.in-addr.arpa PTR",
+        "NOERROR aa\n154.97.102.10.in-addr.arpa. 30 IN PTR nginx.default.svc.cluster.local.",
+    );
     check(
         &d,
         "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa PTR",
@@ -231,15 +266,24 @@ fn seed_073_external_name_is_a_cname() {
          lost.default.svc.cluster.local. 30 IN CNAME nobody.default.svc.cluster.local.
          auth cluster.local. 5 IN SOA",
     );
-    assert!(dig(&d, "circle.default.svc.cluster.local").starts_with("SERVFAIL aa\ncircle.default.svc.cluster.local. 30 IN CNAME circle."));
-    assert!(dig(&d, "literal.default.svc.cluster.local A +edns").contains("EDE 0: externalName 192.0.2.1. is an address"));
+    assert!(
+        dig(&d, "circle.default.svc.cluster.local")
+            .starts_with("SERVFAIL aa\ncircle.default.svc.cluster.local. 30 IN CNAME circle.")
+    );
+    assert!(
+        dig(&d, "literal.default.svc.cluster.local A +edns").contains("EDE 0: externalName 192.0.2.1 is an address")
+    );
 }
 
 #[test]
 fn pod_names_have_their_address() {
     let d = directory(EXAMPLE);
     assert_eq!(d.zone().pods, PodNames::Verified);
-    check(&d, "10-244-0-5.default.pod.cluster.local", "NOERROR aa\n10-244-0-5.default.pod.cluster.local. 30 IN A 10.244.0.5");
+    check(
+        &d,
+        "10-244-0-5.default.pod.cluster.local",
+        "NOERROR aa\n10-244-0-5.default.pod.cluster.local. 30 IN A 10.244.0.5",
+    );
     check(&d, "10-244-0-6.default.pod.cluster.local", "NXDOMAIN aa\nauth cluster.local. 5 IN SOA");
 }
 
@@ -257,7 +301,9 @@ fn letter_case_is_kept() {
 fn outside_names_are_refused_without_upstream() {
     let d = directory(EXAMPLE);
     assert!(dig(&d, "example.com A +edns").starts_with("REFUSED\nEDE 20: not a name of this cluster, and no upstream"));
-    assert!(dig(&d, "example.com A +edns +norec").starts_with("REFUSED\nEDE 20: not a name of this cluster, and the query"));
+    assert!(
+        dig(&d, "example.com A +edns +norec").starts_with("REFUSED\nEDE 20: not a name of this cluster, and the query")
+    );
     // The search path of a pod never leaves the zone.
     check(&d, "example.com.default.svc.cluster.local", "NXDOMAIN aa\nauth cluster.local. 5 IN SOA");
 }

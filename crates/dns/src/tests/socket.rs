@@ -66,7 +66,10 @@ async fn seed_127_dig_sees_an_authoritative_server() {
     assert!(answer.contains("status: NOERROR") && answer.contains("flags: qr aa rd;"), "{answer}");
     assert!(answer.contains("nginx.default.svc.cluster.local. 30 IN\tA\t10.102.97.154"), "{answer}");
     let soa = s.dig("cluster.local SOA +noall +answer").await;
-    assert!(soa.starts_with("cluster.local.\t\t30\tIN\tSOA\tns.dns.cluster.local. hostmaster.cluster.local. "), "{soa}");
+    assert!(
+        soa.starts_with("cluster.local.\t\t30\tIN\tSOA\tns.dns.cluster.local. hostmaster.cluster.local. "),
+        "{soa}"
+    );
     let unknown = s.dig("unknown.default.svc.cluster.local").await;
     assert!(unknown.contains("status: NXDOMAIN") && unknown.contains("\tSOA\tns.dns.cluster.local."), "{unknown}");
     assert!(unknown.contains("; EDE: 0 (Other): (namespace default has no Service unknown)"), "{unknown}");
@@ -127,11 +130,14 @@ async fn seed_077_the_chased_address_has_the_zones_ttl() {
         let lines: Vec<_> = answer.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(
             lines,
-            ["external-db.default.svc.cluster.local. 30 IN CNAME www.iij.ad.jp.", "www.iij.ad.jp. 30 IN A 202.232.2.180"]
+            [
+                "external-db.default.svc.cluster.local. 30 IN CNAME www.iij.ad.jp.",
+                "www.iij.ad.jp. 30 IN A 202.232.2.180"
+            ]
         );
     }
     let missing = s.dig("external-db.default.svc.cluster.local AAAA").await;
-    assert!(missing.contains("status: NXDOMAIN") && missing.contains("CNAME\twww.iij.ad.jp."), "{missing}");
+    assert!(missing.contains("status: NXDOMAIN") && missing.contains("CNAME www.iij.ad.jp."), "{missing}");
     assert!(s.dig("www.iij.ad.jp").await.contains("\tA\t202.232.2.180"));
     assert!(s.dig("+tcp www.iij.ad.jp").await.contains("\tA\t202.232.2.180"));
     s.end().await;
@@ -177,6 +183,42 @@ async fn several_queries_share_a_connection() {
     s.end().await;
 }
 
+/// Twenty thousand damaged packets and some strange connections later, the server answers as before.
+#[tokio::test]
+async fn garbage_leaves_it_standing() {
+    use rand::{Rng, SeedableRng};
+    use std::io::Write;
+    let s = start(OBJECTS, |_| ()).await;
+    let address = s.server.addresses()[0];
+    let good = packet("nginx.default.svc.cluster.local A +edns");
+    let sent = tokio::task::spawn_blocking(move || {
+        let mut random = rand::rngs::StdRng::seed_from_u64(53);
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 4096];
+        for i in 0..20_000 {
+            let mut p = if i % 4 == 0 { vec![0; random.random_range(0..300)] } else { good.clone() };
+            let changes = if i % 4 == 0 { p.len() } else { random.random_range(1..5) };
+            for at in 0..changes {
+                let at = if i % 4 == 0 { at } else { random.random_range(0..p.len()) };
+                p[at] = random.random();
+            }
+            socket.send_to(&p, address).unwrap();
+            while let Ok(n) = socket.recv(&mut buffer) {
+                assert!(n >= 12 && buffer[2] & 0x80 != 0);
+            }
+        }
+        for junk in [&b""[..], b"\0", b"\0\0", b"\xff\xff", b"\0\x05abc", b"GET / HTTP/1.1\r\n\r\n"] {
+            std::net::TcpStream::connect(address).unwrap().write_all(junk).unwrap();
+        }
+    });
+    sent.await.unwrap();
+    for option in ["+short", "+short +tcp"] {
+        assert_eq!(s.dig(&format!("{option} nginx.default.svc.cluster.local")).await, "10.102.97.154\n");
+    }
+    s.end().await;
+}
+
 #[tokio::test]
 async fn a_taken_port_is_one_clear_sentence() {
     let s = start("", |_| ()).await;
@@ -191,7 +233,9 @@ async fn a_taken_port_is_one_clear_sentence() {
 async fn health_and_metrics_are_pages() {
     let s = start("", |c| c.metrics = Some("127.0.0.1:0".parse().unwrap())).await;
     let address = s.server.metrics_address().unwrap();
-    for (path, want) in [("/metrics", "portolan_dns_revision"), ("/health", "OK"), ("/ready", "OK"), ("/x", "404 Not Found")] {
+    for (path, want) in
+        [("/metrics", "portolan_dns_revision"), ("/health", "OK"), ("/ready", "OK"), ("/x", "404 Not Found")]
+    {
         let page = tokio::task::spawn_blocking(move || {
             use std::io::{Read, Write};
             let mut stream = std::net::TcpStream::connect(address).unwrap();

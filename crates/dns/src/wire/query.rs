@@ -81,10 +81,6 @@ impl<'a> Query<'a> {
         &self.packet[HEADER..self.question_end]
     }
 
-    pub fn packet(&self) -> &'a [u8] {
-        self.packet
-    }
-
     /// The largest UDP answer for this client.
     pub fn udp_limit(&self) -> usize {
         self.edns.map_or(UDP_PLAIN, |e| usize::from(e.size).clamp(UDP_PLAIN, UDP_MAX))
@@ -108,7 +104,6 @@ fn question_name(packet: &[u8]) -> Option<(Name, usize)> {
 
 /// The OPT record among `all` records, of which it may only be one of those after the first `before`. The outer
 /// `None` is a malformed packet.
-#[expect(clippy::option_option, reason = "malformed, absent and present are three things")]
 fn edns(packet: &[u8], mut at: usize, before: u32, all: u32) -> Option<Option<Edns>> {
     let mut found = None;
     for i in 0..all {
@@ -124,11 +119,8 @@ fn edns(packet: &[u8], mut at: usize, before: u32, all: u32) -> Option<Option<Ed
                 return None;
             }
             let ttl = u32_at(packet, body + 4)?;
-            found = Some(Edns {
-                size: u16_at(packet, body + 2)?,
-                version: (ttl >> 16) as u8,
-                dnssec: ttl & 0x8000 != 0,
-            });
+            found =
+                Some(Edns { size: u16_at(packet, body + 2)?, version: (ttl >> 16) as u8, dnssec: ttl & 0x8000 != 0 });
         }
         at = end;
     }

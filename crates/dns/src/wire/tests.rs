@@ -103,7 +103,20 @@ fn odd_types_and_classes_are_refused_by_the_book() {
 
 fn any_name() -> impl Strategy<Value = String> {
     let label = prop::sample::select(vec![
-        "web", "headless", "ext", "a", "default", "svc", "pod", "_http", "_tcp", "10-244-0-2", "dns-version", "x", "ns", "dns",
+        "web",
+        "headless",
+        "ext",
+        "a",
+        "default",
+        "svc",
+        "pod",
+        "_http",
+        "_tcp",
+        "10-244-0-2",
+        "dns-version",
+        "x",
+        "ns",
+        "dns",
     ]);
     let front = prop::collection::vec(label, 0..6);
     let zone = prop::sample::select(vec!["cluster.local", "96.10.in-addr.arpa", "244.10.in-addr.arpa"]);
@@ -112,9 +125,8 @@ fn any_name() -> impl Strategy<Value = String> {
 
 fn any_query() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop::sample::select(vec!["A", "AAAA", "SRV", "PTR", "CNAME", "TXT", "SOA", "NS", "ANY", "MX", "HTTPS"]);
-    (any_name(), kind, any::<bool>()).prop_map(|(name, kind, edns)| {
-        tests::packet(&format!("{name} {kind}{}", if edns { " +edns" } else { "" }))
-    })
+    (any_name(), kind, any::<bool>())
+        .prop_map(|(name, kind, edns)| tests::packet(&format!("{name} {kind}{}", if edns { " +edns" } else { "" })))
 }
 
 proptest! {

@@ -18,13 +18,13 @@ pub struct Writer<'b> {
     rcode: Rcode,
     /// Answer, authority, additional.
     counts: [u16; 3],
-    question: Name,
+    question: &'b Name,
     edns: Option<bool>,
 }
 
 impl<'b> Writer<'b> {
     /// An answer to `query` with room for `limit` octets, or for fewer if `room` is smaller.
-    pub fn new(query: &Query<'_>, room: &'b mut [u8], limit: usize) -> Self {
+    pub fn new(query: &'b Query<'_>, room: &'b mut [u8], limit: usize) -> Self {
         let question = query.question();
         let reserve = if query.edns.is_some() { OPT_SIZE } else { 0 };
         let limit = limit.min(room.len()).saturating_sub(reserve);
@@ -37,13 +37,13 @@ impl<'b> Writer<'b> {
             flags: flag::QR | query.flags() & (flag::RD | flag::CD),
             rcode: Rcode::NOERROR,
             counts: [0; 3],
-            question: query.name,
+            question: &query.name,
             edns: query.edns.map(|e| e.dnssec),
         }
     }
 
     /// Goes on with a message that [`Self::suspend`] left.
-    pub fn resume(query: &Query<'_>, room: &'b mut [u8], limit: usize, partial: &[u8]) -> Self {
+    pub fn resume(query: &'b Query<'_>, room: &'b mut [u8], limit: usize, partial: &[u8]) -> Self {
         let mut writer = Self::new(query, room, limit);
         writer.room[..partial.len()].copy_from_slice(partial);
         writer.length = partial.len();
@@ -111,11 +111,7 @@ impl<'b> Writer<'b> {
     }
 
     /// A record whose owner is spelled out by `owner`. A whole record or nothing of it.
-    pub fn foreign(
-        &mut self,
-        section: Section,
-        write: impl FnOnce(&mut Self) -> Result<(), Full>,
-    ) -> Result<(), Full> {
+    pub fn foreign(&mut self, section: Section, write: impl FnOnce(&mut Self) -> Result<(), Full>) -> Result<(), Full> {
         let start = self.length;
         match write(self) {
             Ok(()) => self.counts[section as usize] += 1,

@@ -70,7 +70,12 @@ pub fn fingerprint(object: &Value) -> u64 {
     let none = |v: &Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
     let m = &object["metadata"];
     let mut hasher = DefaultHasher::new();
-    (!none(&object["subsets"])).then(|| object["subsets"].to_string()).hash(&mut hasher);
+    let mut subsets = String::new();
+    if !none(&object["subsets"]) {
+        // Writing to a string cannot fail.
+        let _ = crate::workload::canonical(&object["subsets"], &mut subsets);
+    }
+    subsets.hash(&mut hasher);
     let labels: std::collections::BTreeMap<_, _> =
         m["labels"].as_object().into_iter().flatten().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     labels.hash(&mut hasher);

@@ -34,8 +34,17 @@ pub fn run(options: &Down) -> Result<i32> {
                 runtime.block_on(app::sweep(&instance.config()?))?;
             }
         }
-        None => eprintln!("nothing runs in {}", dirs.run_dir.display()),
+        None => {
+            eprintln!("nothing runs in {}", dirs.run_dir.display());
+            return purge(options);
+        }
     }
+    eprintln!("stopped; nothing is left on the host");
+    purge(options)
+}
+
+fn purge(options: &Down) -> Result<i32> {
+    let dirs = &options.dirs;
     if options.purge && dirs.data_dir.exists() {
         let _lock = app::lock(dirs)?;
         std::fs::remove_dir_all(&dirs.data_dir).with_context(|| format!("{}", dirs.data_dir.display()))?;
