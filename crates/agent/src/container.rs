@@ -304,16 +304,8 @@ impl Container {
         }
     }
 
-    pub fn running(&self) -> bool {
-        self.init.as_ref().is_some_and(|i| !i.ended())
-    }
-
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.dir
     }
 }
 

@@ -181,8 +181,10 @@ impl Failure {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
     }
 
-    /// What a node answered, handed on.
-    pub fn from_node(code: StatusCode, message: &str) -> Self {
+    /// What a node answered, handed on: the message of a Status, or the text as it is.
+    pub fn from_node(code: StatusCode, answer: &str) -> Self {
+        let status: Option<Value> = serde_json::from_str(answer).ok().filter(|v: &Value| v["kind"] == "Status");
+        let message = status.as_ref().and_then(|v| v["message"].as_str()).unwrap_or(answer);
         let reason = match code.as_u16() {
             400 => "BadRequest",
             404 => "NotFound",

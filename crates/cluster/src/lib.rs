@@ -3,6 +3,7 @@
 //! facts to the pure functions of `model` and their answers back.
 
 pub mod connect;
+pub mod discovery;
 pub mod event;
 pub mod objects;
 pub mod resource;

@@ -148,6 +148,21 @@ impl Writer {
         self.send("DELETE", &path, Some(&body), "application/json", &what).await
     }
 
+    /// Deletes every object of a kind in a namespace.
+    pub async fn delete_collection(&self, resource: &Resource, namespace: &str) -> Result<(), Error> {
+        let what = format!("delete all {} in {namespace}", resource.plural);
+        let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"});
+        self.send("DELETE", &resource.path(namespace), Some(&body), "application/json", &what).await.map(drop)
+    }
+
+    /// True when a namespace holds no object of a kind.
+    pub async fn is_empty(&self, resource: &Resource, namespace: &str) -> Result<bool, Error> {
+        let path = format!("{}?limit=1", resource.path(namespace));
+        let what = format!("list {} in {namespace}", resource.plural);
+        let list = self.send("GET", &path, None, "application/json", &what).await?;
+        Ok(list["items"].as_array().is_none_or(Vec::is_empty))
+    }
+
     async fn send(
         &self,
         method: &str,

@@ -52,8 +52,7 @@ impl queue::Controller for Controller {
     async fn reconcile(&self, world: &World, key: &ObjectKey, hand: &Hand<'_>) -> Result<Option<Duration>, Error> {
         let Some(d) = world.deployments.map.get(key) else { return Ok(None) };
         let sets: Vec<_> = in_namespace(&world.replica_sets.map, &key.namespace).cloned().collect();
-        let pods_left =
-            |rs: &_| world.snapshot.pods_in(&key.namespace).any(|p| model_deployment::holds_up(p, rs));
+        let pods_left = |rs: &_| world.snapshot.pods_in(&key.namespace).any(|p| model_deployment::holds_up(p, rs));
         let plan = model_deployment::reconcile(d, &sets, pods_left, Timestamp::now());
         let me = about("apps/v1", "Deployment", &d.meta);
         for orphan in &plan.adopt {
@@ -100,7 +99,11 @@ impl Controller {
             Ok(made) => {
                 let (name, replicas) = (&made["metadata"]["name"], &made["spec"]["replicas"]);
                 let name = name.as_str().unwrap_or_default();
-                self.events.normal(&me, "ScalingReplicaSet", format!("Scaled up replica set {name} from 0 to {replicas}"));
+                self.events.normal(
+                    &me,
+                    "ScalingReplicaSet",
+                    format!("Scaled up replica set {name} from 0 to {replicas}"),
+                );
                 Ok(())
             }
             Err(e) if e.is_already_exists() => {

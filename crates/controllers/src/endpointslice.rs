@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use cluster::Error;
 use model::{
-    Kind, ObjectKey, Pod, Snapshot, selects,
+    Kind, ObjectKey, Pod, Snapshot,
     diff::Changes,
+    selects,
     slices::{self, SliceOwner, SliceSpec},
 };
 

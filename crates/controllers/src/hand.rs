@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use cluster::{
-    Error, Resource,
+    Error,
     write::{DeleteOptions, PatchKind, Propagation, Writer},
 };
 use model::{Kind, ObjectKey, parse};
@@ -57,20 +57,27 @@ impl<'a> Hand<'a> {
     }
 
     pub async fn create(&self, table: Table, namespace: &str, object: &Value) -> Result<Value, Error> {
-        let made = self.writer.create(table.resource(), namespace, object).await?;
+        let made = self.writer.create(&table.resource(), namespace, object).await?;
         self.note(Write::At(table, parse::revision(&made)));
         Ok(made)
     }
 
     pub async fn update(&self, table: Table, object: &Value) -> Result<(), Error> {
-        let made = self.writer.update(table.resource(), "", object).await?;
+        let made = self.writer.update(&table.resource(), "", object).await?;
         self.note(Write::At(table, parse::revision(&made)));
         Ok(())
     }
 
     /// `sub` is "" or "status".
-    pub async fn patch(&self, table: Table, key: &ObjectKey, sub: &str, kind: PatchKind, patch: &Value) -> Result<(), Error> {
-        let made = self.writer.patch(table.resource(), key, sub, kind, patch).await?;
+    pub async fn patch(
+        &self,
+        table: Table,
+        key: &ObjectKey,
+        sub: &str,
+        kind: PatchKind,
+        patch: &Value,
+    ) -> Result<(), Error> {
+        let made = self.writer.patch(&table.resource(), key, sub, kind, patch).await?;
         self.note(Write::At(table, parse::revision(&made)));
         Ok(())
     }
@@ -82,7 +89,7 @@ impl<'a> Hand<'a> {
             propagation: Some(Propagation::Background),
             ..DeleteOptions::default()
         };
-        match self.writer.delete(table.resource(), key, &options).await {
+        match self.writer.delete(&table.resource(), key, &options).await {
             Ok(_) => (),
             // Gone, or another object has its name by now: either way this one will leave the view.
             Err(e) if e.is_not_found() || e.is_conflict() => (),
@@ -93,8 +100,8 @@ impl<'a> Hand<'a> {
     }
 
     pub async fn bind(&self, pod: &ObjectKey, binding: &Value) -> Result<(), Error> {
-        let resource: &Resource = Table::Model(Kind::Pod).resource();
-        self.writer.create_sub(resource, pod, "binding", binding).await?;
+        let resource = Table::Model(Kind::Pod).resource();
+        self.writer.create_sub(&resource, pod, "binding", binding).await?;
         self.note(Write::Bound(pod.clone()));
         Ok(())
     }

@@ -57,7 +57,7 @@ pub fn spawn(
     start.run(loadbalancer::Controller::new(config.pools, events("portolan-loadbalancer")));
     start.run(namespace::Controller::default());
     start.run(account::Controller { ca_pem: config.ca_pem });
-    start.run(node::Controller { events: events("node-controller") });
+    start.run(node::Controller { events: events("node-controller"), state: node::State::default() });
     let garbage = garbage::run(client);
     tasks.spawn(async move {
         tokio::select! {

@@ -41,7 +41,8 @@ impl queue::Controller for Controller {
         let s = &world.snapshot;
         let service = s.services.get(key).filter(|s| !s.meta.deleting);
         let source = world.endpoints.map.get(key).filter(|e| !e.deleting);
-        let changes = mirror::reconcile(service.map(|s| &**s), source.and_then(|e| e.foreign.as_ref()), s.slices_of(key));
+        let changes =
+            mirror::reconcile(service.map(|s| &**s), source.and_then(|e| e.foreign.as_ref()), s.slices_of(key));
         let uid = source.map_or("", |e| &e.uid);
         let owner = SliceOwner { kind: "Endpoints", name: &key.name, uid };
         endpointslice::write(world, key, &changes, &owner, hand).await?;

@@ -35,7 +35,8 @@ impl queue::Controller for Controller {
         changed(&old.snapshot.pods, &new.snapshot.pods, |key, before, after| {
             let owners = [before, after].into_iter().flatten().filter_map(|p| p.meta.controller.as_ref());
             for (kind, uid) in owners {
-                let mut sets = in_namespace(&new.stateful_sets.map, &key.namespace).filter(|_| &**kind == "StatefulSet");
+                let mut sets =
+                    in_namespace(&new.stateful_sets.map, &key.namespace).filter(|_| &**kind == "StatefulSet");
                 keys.extend(sets.find(|s| s.meta.uid == *uid).map(|s| s.meta.key.clone()));
             }
         });

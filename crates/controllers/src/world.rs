@@ -73,19 +73,19 @@ pub enum Table {
 }
 
 impl Table {
-    pub fn resource(self) -> &'static Resource {
+    pub fn resource(self) -> Resource {
         match self {
-            Self::Model(Kind::Namespace) => &resource::NAMESPACE,
-            Self::Model(Kind::Node) => &resource::NODE,
-            Self::Model(Kind::Pod) => &resource::POD,
-            Self::Model(Kind::Service) => &resource::SERVICE,
-            Self::Model(Kind::EndpointSlice) => &resource::ENDPOINT_SLICE,
-            Self::Deployments => &resource::DEPLOYMENT,
-            Self::ReplicaSets => &resource::REPLICA_SET,
-            Self::StatefulSets => &resource::STATEFUL_SET,
-            Self::Endpoints => &resource::ENDPOINTS,
-            Self::Accounts => &resource::SERVICE_ACCOUNT,
-            Self::Roots => &resource::CONFIG_MAP,
+            Self::Model(Kind::Namespace) => resource::NAMESPACE,
+            Self::Model(Kind::Node) => resource::NODE,
+            Self::Model(Kind::Pod) => resource::POD,
+            Self::Model(Kind::Service) => resource::SERVICE,
+            Self::Model(Kind::EndpointSlice) => resource::ENDPOINT_SLICE,
+            Self::Deployments => resource::DEPLOYMENT,
+            Self::ReplicaSets => resource::REPLICA_SET,
+            Self::StatefulSets => resource::STATEFUL_SET,
+            Self::Endpoints => resource::ENDPOINTS,
+            Self::Accounts => resource::SERVICE_ACCOUNT,
+            Self::Roots => resource::CONFIG_MAP,
         }
     }
 }
@@ -135,11 +135,17 @@ impl World {
 
 /// The objects of one namespace in a table of parsed objects.
 pub fn in_namespace<'a, T>(map: &'a Map<ObjectKey, Arc<T>>, namespace: &'a str) -> impl Iterator<Item = &'a Arc<T>> {
-    map.iter_from(move |k| *k.namespace < *namespace).take_while(move |(k, _)| *k.namespace == *namespace).map(|(_, v)| v)
+    map.iter_from(move |k| *k.namespace < *namespace)
+        .take_while(move |(k, _)| *k.namespace == *namespace)
+        .map(|(_, v)| v)
 }
 
 /// The keys of a table whose objects are not the same in both.
-pub fn changed<T>(old: &Map<ObjectKey, Arc<T>>, new: &Map<ObjectKey, Arc<T>>, mut each: impl FnMut(&ObjectKey, Option<&Arc<T>>, Option<&Arc<T>>)) {
+pub fn changed<T>(
+    old: &Map<ObjectKey, Arc<T>>,
+    new: &Map<ObjectKey, Arc<T>>,
+    mut each: impl FnMut(&ObjectKey, Option<&Arc<T>>, Option<&Arc<T>>),
+) {
     for change in old.changes(new, Arc::ptr_eq) {
         each(change.key, change.old, change.new);
     }

@@ -163,7 +163,7 @@ impl<'d> Work<'d, '_> {
         if let Found::Elsewhere = answer.found {
             return Step::Elsewhere;
         }
-        if let Some(kind) = self.directory.unlisted() {
+        if let Some(kind) = directory.unlisted_for(name) {
             return Step::No(Rcode::SERVFAIL, Extended::NOT_READY, Why::Unlisted(kind));
         }
         self.writer.set(flag::AA);

@@ -122,6 +122,7 @@ impl Server {
     ) -> Result<Self, Error> {
         let sockets = bind(&config)?;
         let addresses = sockets.addresses.clone();
+        tracing::info!(?addresses, zone = %config.zone.name, upstreams = ?config.upstreams, "serving DNS");
         let metrics_address = sockets.metrics.as_ref().and_then(|l| l.local_addr().ok());
         let port = addresses.first().map_or(53, SocketAddr::port);
         let metrics = Arc::new(Metrics::new(&format!("dns://:{port}"), &config.zone.name.to_string()));

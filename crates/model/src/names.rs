@@ -5,7 +5,8 @@
 //! packets, TTL bookkeeping, rotation and upstream servers.
 //!
 //! Beyond the schema, as users of CoreDNS expect: endpoints of Services with a ClusterIP have names too, and `SRV`
-//! at a Service's own name lists all its ports, unnamed ones included.
+//! at a Service's own name lists all its ports, unnamed ones included. Reverse names are as in the schema: ClusterIPs
+//! and endpoints of headless Services, and endpoints with a hostname somebody chose.
 
 mod directory;
 mod name;

@@ -373,7 +373,10 @@ pub fn unusable_endpoint(ip: &IpAddr) -> bool {
                 || *v4 == Ipv4Addr::BROADCAST
         }
         IpAddr::V6(v6) => {
-            v6.is_loopback() || v6.is_multicast() || *v6 == Ipv6Addr::UNSPECIFIED || (v6.segments()[0] & 0xffc0) == 0xfe80
+            v6.is_loopback()
+                || v6.is_multicast()
+                || *v6 == Ipv6Addr::UNSPECIFIED
+                || (v6.segments()[0] & 0xffc0) == 0xfe80
         }
     }
 }

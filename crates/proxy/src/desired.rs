@@ -19,7 +19,8 @@ use smallvec::SmallVec;
 
 use crate::slots;
 
-/// A list (0 inside, 1 outside) in the upper and a place in it in the lower half.
+/// A list (0 inside, 1 outside) in bit 16 and a place in it in the lower half. Bit 31 tells the number of a sticky
+/// frontend's endpoint from a random slot; the kernel has a map for each and never sees the bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
@@ -32,11 +33,24 @@ pub enum List {
 }
 
 impl Slot {
+    pub const STICKY: u32 = 1 << 31;
+
     pub fn new(list: List, place: u16) -> Self {
         Self((list as u32) << 16 | u32::from(place))
     }
+    /// The number of an endpoint that clients are remembered to have.
+    pub fn sticky(list: List, number: u16) -> Self {
+        Self(Self::new(list, number).0 | Self::STICKY)
+    }
+    pub fn is_sticky(self) -> bool {
+        self.0 & Self::STICKY != 0
+    }
+    /// As the kernel sees it.
+    pub fn number(self) -> u32 {
+        self.0 & !Self::STICKY
+    }
     pub fn list(self) -> List {
-        if self.0 >> 16 == 0 { List::Inside } else { List::Outside }
+        if self.0 >> 16 & 1 == 0 { List::Inside } else { List::Outside }
     }
     pub fn place(self) -> u16 {
         self.0 as u16
@@ -404,10 +418,10 @@ fn fill(
         return;
     }
     let numbered = slots::number(old(), wanted);
-    let ids: Vec<Slot> = numbered.iter().map(|(id, _)| Slot::new(list, *id)).collect();
+    let ids: Vec<Slot> = numbered.iter().map(|(id, _)| Slot::sticky(list, *id)).collect();
     let old = range(&have.picks, *frontend).filter(|(s, _)| s.list() == list).map(|(s, id)| (s.place(), *id));
     picks.extend((0..).zip(slots::assign(old, &ids)).map(|(place, id)| (Slot::new(list, place), id)));
-    slots.extend(numbered.into_iter().map(|(id, b)| (Slot::new(list, id), b)));
+    slots.extend(numbered.into_iter().map(|(id, b)| (Slot::sticky(list, id), b)));
 }
 
 fn range<K: Ord + Copy, V: Clone>(map: &Map<(Frontend, K), V>, frontend: Frontend) -> impl Iterator<Item = (K, &V)> {

@@ -41,7 +41,7 @@ pub fn frontend(f: &Frontend) -> Bytes {
 
 pub fn slot(f: &Frontend, slot: Slot) -> Bytes {
     let mut key = frontend(f);
-    push(&mut key, &slot.0.to_ne_bytes());
+    push(&mut key, &slot.number().to_ne_bytes());
     key
 }
 

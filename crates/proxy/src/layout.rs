@@ -22,6 +22,8 @@ pub const SERVICES: &str = "services";
 pub const NODEPORTS: &str = "nodeports";
 pub const ENDPOINTS: &str = "endpoints";
 pub const NODEPORT_ENDPOINTS: &str = "nodeport-endpoints";
+pub const STICKY: &str = "sticky-endpoints";
+pub const NODEPORT_STICKY: &str = "nodeport-sticky-endpoints";
 pub const PICKS: &str = "picks";
 pub const NODEPORT_PICKS: &str = "nodeport-picks";
 pub const AFFINITY: &str = "affinity";
@@ -109,6 +111,8 @@ impl Layout<'_> {
             (NODEPORTS, map(&node_port, &[ClassId], 0)),
             (ENDPOINTS, map(&slot, &backend, 0)),
             (NODEPORT_ENDPOINTS, map(&node_slot, &backend, 0)),
+            (STICKY, map(&[Address, Protocol, Port, ClassId], &backend, 0)),
+            (NODEPORT_STICKY, map(&[Protocol, Port, ClassId], &backend, 0)),
             (PICKS, map(&slot, &[ClassId], 0)),
             (NODEPORT_PICKS, map(&node_slot, &[ClassId], 0)),
             (AFFINITY, map(&[Client, Address, Protocol, Port], &[ClassId], remembered)),
@@ -333,7 +337,12 @@ impl Layout<'_> {
     fn pick(&self, class: &Class, list: List, n: u16) -> Vec<Rule> {
         let b = &class.behaviour;
         let random = |to| Expr::Random { modulus: n.into(), offset: (list as u32) << 16, to: Reg(to) };
-        let endpoints = if b.node_port { NODEPORT_ENDPOINTS } else { ENDPOINTS };
+        let endpoints = match (b.affinity.is_some(), b.node_port) {
+            (false, false) => ENDPOINTS,
+            (false, true) => NODEPORT_ENDPOINTS,
+            (true, false) => STICKY,
+            (true, true) => NODEPORT_STICKY,
+        };
         let dnat = || {
             [
                 lookup(endpoints, Some(Reg(0))),

@@ -210,7 +210,12 @@ fn data(t: &mut Transaction, table: &Arc<str>, have: &Desired, want: &Desired) {
     }
     for c in have.endpoints.changes(&want.endpoints, |a, b| a == b) {
         let (f, slot) = c.key;
-        let map = if by_port(f) { layout::NODEPORT_ENDPOINTS } else { layout::ENDPOINTS };
+        let map = match (slot.is_sticky(), by_port(f)) {
+            (false, false) => layout::ENDPOINTS,
+            (false, true) => layout::NODEPORT_ENDPOINTS,
+            (true, false) => layout::STICKY,
+            (true, true) => layout::NODEPORT_STICKY,
+        };
         let element = |b| Element { key: elements::slot(f, *slot), value: elements::backend(b), ..Element::default() };
         edits.change(f.family(), map, c.old.map(element), c.new.map(element));
     }
@@ -218,7 +223,7 @@ fn data(t: &mut Transaction, table: &Arc<str>, have: &Desired, want: &Desired) {
         let (f, slot) = c.key;
         let map = if by_port(f) { layout::NODEPORT_PICKS } else { layout::PICKS };
         let element =
-            |to: &Slot| Element { key: elements::slot(f, *slot), value: elements::id(to.0), ..Element::default() };
+            |to: &Slot| Element { key: elements::slot(f, *slot), value: elements::id(to.number()), ..Element::default() };
         edits.change(f.family(), map, c.old.map(element), c.new.map(element));
     }
     for c in have.refused.changes(&want.refused, |a, b| a == b) {
@@ -288,11 +293,16 @@ fn read(layout: &Layout<'_>, mut table: Table, have: &mut Desired) -> Option<()>
     }
     // A class that nothing uses would be left behind: no later change makes its count reach zero.
     sound &= have.classes.iter().all(|((f, _), n)| *f != family || *n > 0);
-    for (map, node_port) in [(layout::ENDPOINTS, false), (layout::NODEPORT_ENDPOINTS, true)] {
+    for (map, node_port, sticky) in [
+        (layout::ENDPOINTS, false, 0),
+        (layout::NODEPORT_ENDPOINTS, true, 0),
+        (layout::STICKY, false, Slot::STICKY),
+        (layout::NODEPORT_STICKY, true, Slot::STICKY),
+    ] {
         for e in take(&mut table, map) {
             let backend = data_of(&e).and_then(|d| Fields(d).backend(family));
             match (slot_key(&e, family, node_port), backend) {
-                (Some(key), Some(b)) => drop(have.endpoints.insert(key, b)),
+                (Some((f, slot)), Some(b)) => drop(have.endpoints.insert((f, Slot(slot.0 | sticky)), b)),
                 _ => sound = false,
             }
         }
@@ -301,7 +311,7 @@ fn read(layout: &Layout<'_>, mut table: Table, have: &mut Desired) -> Option<()>
         for e in take(&mut table, map) {
             let to = data_of(&e).and_then(|d| Fields(d).number());
             match (slot_key(&e, family, node_port), to) {
-                (Some(key), Some(to)) => drop(have.picks.insert(key, Slot(to))),
+                (Some(key), Some(to)) => drop(have.picks.insert(key, Slot(to | Slot::STICKY))),
                 _ => sound = false,
             }
         }

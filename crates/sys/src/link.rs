@@ -109,9 +109,10 @@ impl Links {
         self.handle.link().add(message).execute().await.context(|| format!("add bridge {name}"))
     }
 
-    /// A pair: `name` here, up, with `mac`; `peer`, up, in the namespace `peer_ns`.
+    /// A pair: `name` here, up, with `mac`; `peer` in the namespace `peer_ns`, down: the kernel refuses to set a peer up
+    /// (ENOTCONN) in the message that creates it.
     pub async fn add_veth(&self, name: &str, mac: [u8; 6], peer: &str, peer_ns: BorrowedFd<'_>) -> Result<(), Error> {
-        let far = LinkMessageBuilder::<LinkUnspec>::new().name(peer).setns_by_fd(peer_ns.as_raw_fd()).up().build();
+        let far = LinkMessageBuilder::<LinkUnspec>::new().name(peer).setns_by_fd(peer_ns.as_raw_fd()).build();
         let message = LinkVeth::new(name, peer)
             .address(mac.to_vec())
             .up()
@@ -126,7 +127,15 @@ impl Links {
         if let Some(bridge) = bridge {
             message = message.controller(bridge);
         }
-        self.handle.link().change(message.build()).execute().await.context(|| format!("set link {index} up"))
+        self.handle.link().change(message.build()).execute().await.context(|| format!("set link {index} up"))?;
+        if bridge.is_some() {
+            // Where br_netfilter is on, a packet whose destination was translated on this bridge is bridged, not
+            // routed: a pod that reaches itself through its Service then needs its own port to send back to it.
+            let port = LinkBridgePort::new(index).hairpin(true).build();
+            let set = self.handle.link().set_port(port).execute().await;
+            set.context(|| format!("let port {index} of the bridge send back what came from it"))?;
+        }
+        Ok(())
     }
 
     /// No error when the link already has the address.

@@ -103,7 +103,9 @@ fn container_status(slot: &Slot) -> Value {
         "name": slot.name, "state": state, "lastState": {}, "ready": ready(slot), "restartCount": slot.restart_count,
         "image": slot.image, "imageID": slot.image_id, "started": slot.started,
     });
-    if let Some(last) = &slot.last {
+    // While the last end is the state itself, it is not repeated.
+    let current = matches!(&slot.phase, Phase::Terminated(t) if slot.last.as_ref() == Some(t));
+    if let Some(last) = slot.last.as_ref().filter(|_| !current) {
         v["lastState"] = json!({"terminated": terminated(last)});
     }
     if !slot.container_id.is_empty() {

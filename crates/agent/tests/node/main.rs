@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent::{Agent, Config, image::Mirror};
+use portolan_agent::{self as agent, Agent, Config, image::Mirror};
 use model::Snapshot;
 use nix::{
     mount::{MsFlags, mount},
@@ -82,14 +82,15 @@ struct Node {
 }
 
 fn snapshot() -> Snapshot {
-    let mut s = Snapshot { revision: u64::MAX, ..Snapshot::default() };
+    let mut s = Snapshot::default();
+    s.revision = u64::MAX;
     for kind in model::Kind::ALL {
         s.mark_listed(kind);
     }
     let mut put = |name: &str, namespace: &str, ip: &str, ports: Value| {
         let v = json!({"metadata": {"name": name, "namespace": namespace, "uid": name}, "spec": {"type": "ClusterIP", "clusterIP": ip,
             "clusterIPs": [ip], "ports": ports}});
-        let service = model::parse::service(&v).object.expect("service");
+        let service = model::parse::service(&v).0.expect("service");
         s.services.insert(service.meta.key.clone(), Arc::new(service));
     };
     put("kubernetes", "default", "10.96.0.1", json!([{"name": "https", "port": 443, "protocol": "TCP"}]));

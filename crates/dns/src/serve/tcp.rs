@@ -19,7 +19,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// A client that does not take its answers is let go.
 const WRITE: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 1024;
-/// Connections of one source address.
+/// Answers of one connection that wait: for upstream, or for the client to take them.
 const MAX_PER_CONNECTION: usize = 64;
 
 /// Accepts until `stop`.

@@ -67,9 +67,11 @@ fn held(service: &Value) -> Vec<Held> {
     let node_ports = node_ports.filter_map(port_number).map(Held::Port);
     let mut out: Vec<Held> = addresses.chain(node_ports).collect();
     let mut seen = Vec::new();
-    out.retain(|h| !seen.contains(h) && {
-        seen.push(*h);
-        true
+    out.retain(|h| {
+        !seen.contains(h) && {
+            seen.push(*h);
+            true
+        }
     });
     out
 }
@@ -144,7 +146,8 @@ impl Allocations {
             if is_headless(before) || families::settled(before, spec) {
                 return Ok(());
             }
-            let addresses = strings(before, "clusterIPs").into_iter().filter_map(|ip| ip.parse().ok()).map(Held::Address);
+            let addresses =
+                strings(before, "clusterIPs").into_iter().filter_map(|ip| ip.parse().ok()).map(Held::Address);
             if external(spec) {
                 reservation.freed.extend(addresses);
                 return Ok(());
@@ -277,9 +280,10 @@ impl Allocations {
 
     fn take_port(&mut self, asked: u64, index: usize, reservation: &mut Reservation) -> Result<u16, Vec<FieldError>> {
         let owner = reservation.owner.clone().unwrap_or_else(|| "".into());
-        let port = self.ports.allocate(asked, &owner).map_err(|why| {
-            vec![FieldError::invalid(format!("spec.ports[{index}].nodePort"), asked, why)]
-        })?;
+        let port = self
+            .ports
+            .allocate(asked, &owner)
+            .map_err(|why| vec![FieldError::invalid(format!("spec.ports[{index}].nodePort"), asked, why)])?;
         reservation.taken.push(Held::Port(port));
         Ok(port)
     }

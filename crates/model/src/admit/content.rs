@@ -70,7 +70,11 @@ pub(super) fn validate(kind: &str, object: &Value) -> Errors {
             let namespace = text(&object["involvedObject"], "namespace");
             let own = text(&object["metadata"], "namespace");
             if !namespace.is_empty() && namespace != own {
-                errors.push(FieldError::invalid("involvedObject.namespace", namespace, "does not match event.namespace"));
+                errors.push(FieldError::invalid(
+                    "involvedObject.namespace",
+                    namespace,
+                    "does not match event.namespace",
+                ));
             }
         }
         _ => {}
@@ -118,7 +122,9 @@ fn endpoints(object: &Value, errors: &mut Errors) {
                 let hostname = text(address, "hostname");
                 if !hostname.is_empty() {
                     let path = format!("{at}.{field}[{j}].hostname");
-                    errors.extend(format::dns_label(hostname).into_iter().map(|m| FieldError::invalid(path.clone(), hostname, m)));
+                    errors.extend(
+                        format::dns_label(hostname).into_iter().map(|m| FieldError::invalid(path.clone(), hostname, m)),
+                    );
                 }
             }
         }
@@ -128,10 +134,14 @@ fn endpoints(object: &Value, errors: &mut Errors) {
             match text(port, "name") {
                 "" if ports.len() > 1 => errors.push(FieldError::required(format!("{path}.name"), "")),
                 "" => {}
-                name => errors.extend(format::dns_label(name).into_iter().map(|m| FieldError::invalid(format!("{path}.name"), name, m))),
+                name => errors.extend(
+                    format::dns_label(name).into_iter().map(|m| FieldError::invalid(format!("{path}.name"), name, m)),
+                ),
             }
             let number = port["port"].as_i64().unwrap_or(0);
-            errors.extend(format::port_number(number).into_iter().map(|m| FieldError::invalid(format!("{path}.port"), number, m)));
+            errors.extend(
+                format::port_number(number).into_iter().map(|m| FieldError::invalid(format!("{path}.port"), number, m)),
+            );
             service::protocol(port, &path, errors);
         }
     }
@@ -171,7 +181,9 @@ fn endpoint_slice(object: &Value, errors: &mut Errors) {
         let path = format!("ports[{i}]");
         let name = text(port, "name");
         if !name.is_empty() {
-            errors.extend(format::dns_label(name).into_iter().map(|m| FieldError::invalid(format!("{path}.name"), name, m)));
+            errors.extend(
+                format::dns_label(name).into_iter().map(|m| FieldError::invalid(format!("{path}.name"), name, m)),
+            );
         }
         if names.contains(&name) {
             errors.push(FieldError::duplicate(format!("{path}.name"), name));
@@ -179,7 +191,9 @@ fn endpoint_slice(object: &Value, errors: &mut Errors) {
         names.push(name);
         service::protocol(port, &path, errors);
         if let Some(number) = port["port"].as_i64() {
-            errors.extend(format::port_number(number).into_iter().map(|m| FieldError::invalid(format!("{path}.port"), number, m)));
+            errors.extend(
+                format::port_number(number).into_iter().map(|m| FieldError::invalid(format!("{path}.port"), number, m)),
+            );
         }
     }
 }
@@ -195,11 +209,19 @@ fn slice_endpoint(endpoint: &Value, address_type: &str, path: &str, errors: &mut
         let at = format!("{path}.addresses[{i}]");
         match address_type {
             "FQDN" => {
-                errors.extend(format::dns_subdomain(address).into_iter().map(|m| FieldError::invalid(at.clone(), address.as_str(), m)));
+                errors.extend(
+                    format::dns_subdomain(address)
+                        .into_iter()
+                        .map(|m| FieldError::invalid(at.clone(), address.as_str(), m)),
+                );
             }
             "IPv4" | "IPv6" => match address.parse::<std::net::IpAddr>() {
                 Ok(ip) if ip.is_ipv4() == (address_type == "IPv4") => endpoint_ip(address, &at, errors),
-                _ => errors.push(FieldError::invalid(at, address.as_str(), format!("must be a valid {address_type} address"))),
+                _ => errors.push(FieldError::invalid(
+                    at,
+                    address.as_str(),
+                    format!("must be a valid {address_type} address"),
+                )),
             },
             _ => {}
         }
@@ -221,7 +243,9 @@ fn data(object: &Value, fields: &[&str], errors: &mut Errors) {
     for field in fields {
         for (key, value) in object[*field].as_object().into_iter().flatten() {
             errors.extend(
-                format::config_key(key).into_iter().map(|m| FieldError::invalid(format!("{field}[{key}]"), key.as_str(), m)),
+                format::config_key(key)
+                    .into_iter()
+                    .map(|m| FieldError::invalid(format!("{field}[{key}]"), key.as_str(), m)),
             );
             let length = value.as_str().map_or(0, str::len);
             // base64 is a third longer than what it stands for
@@ -263,7 +287,11 @@ fn ingress(object: &Value, errors: &mut Errors) {
                 "" => errors.push(FieldError::required(format!("{at}.pathType"), "pathType must be specified")),
                 "Exact" | "Prefix" => {
                     if !text(path, "path").starts_with('/') {
-                        errors.push(FieldError::invalid(format!("{at}.path"), text(path, "path"), "must be an absolute path"));
+                        errors.push(FieldError::invalid(
+                            format!("{at}.path"),
+                            text(path, "path"),
+                            "must be an absolute path",
+                        ));
                     }
                 }
                 "ImplementationSpecific" => {}
@@ -307,7 +335,9 @@ mod tests {
         let e = json!({"subsets": [{"addresses": [{"ip": "127.0.0.1"}], "ports": [{"port": 80}]}]});
         assert_eq!(
             refusals("Endpoints", e),
-            ["subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)"]
+            [
+                "subsets[0].addresses[0].ip: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)"
+            ]
         );
         let s = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["127.0.0.1"]}, {"addresses": ["::2"]}, {"addresses": []}]});
         assert_eq!(
@@ -323,12 +353,16 @@ mod tests {
     #[test]
     fn seed_086_portless_endpoints_are_fine() {
         assert!(refusals("Endpoints", json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}]}]})).is_empty());
-        assert!(refusals("EndpointSlice", json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]})).is_empty());
+        assert!(
+            refusals("EndpointSlice", json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]}))
+                .is_empty()
+        );
     }
 
     #[test]
     fn slices_are_bounded() {
-        let many: Vec<Value> = (0..1001).map(|i| json!({"addresses": [format!("10.0.{}.{}", i / 256, i % 256)]})).collect();
+        let many: Vec<Value> =
+            (0..1001).map(|i| json!({"addresses": [format!("10.0.{}.{}", i / 256, i % 256)]})).collect();
         assert_eq!(
             refusals("EndpointSlice", json!({"addressType": "IPv4", "endpoints": many})),
             ["endpoints: Too many: 1001: must have at most 1000 items"]
@@ -338,7 +372,13 @@ mod tests {
     #[test]
     fn config_keys() {
         assert!(refusals("ConfigMap", json!({"data": {"a.b_C-1": "x"}})).is_empty());
-        assert!(refusals("ConfigMap", json!({"data": {"a/b": "x"}}))[0].starts_with("data[a/b]: Invalid value: \"a/b\": a valid config key"));
-        assert_eq!(refusals("ConfigMap", json!({"data": {"a": "x".repeat(2 << 20)}})), ["[]: Too long: may not be more than 1048576 bytes"]);
+        assert!(
+            refusals("ConfigMap", json!({"data": {"a/b": "x"}}))[0]
+                .starts_with("data[a/b]: Invalid value: \"a/b\": a valid config key")
+        );
+        assert_eq!(
+            refusals("ConfigMap", json!({"data": {"a": "x".repeat(2 << 20)}})),
+            ["[]: Too long: may not be more than 1048576 bytes"]
+        );
     }
 }

@@ -238,7 +238,9 @@ fn container(container: &mut Object, host_network: bool) {
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
         if let Some(probe) = present(container, probe) {
             // Zero is how Go spells "not set" here.
-            for (field, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+            for (field, value) in
+                [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+            {
                 if probe.get(field).is_none_or(|v| *v == 0) {
                     probe.insert(field.into(), value.into());
                 }
@@ -436,7 +438,8 @@ mod tests {
 
     #[test]
     fn seed_020_protocol_defaults_to_tcp() {
-        let s = defaulted("Service", json!({"spec": {"ports": [{"port": 53, "protocol": "UDP", "targetPort": "dns"}]}}));
+        let s =
+            defaulted("Service", json!({"spec": {"ports": [{"port": 53, "protocol": "UDP", "targetPort": "dns"}]}}));
         assert_eq!(s["spec"]["ports"][0], json!({"port": 53, "protocol": "UDP", "targetPort": "dns"}));
     }
 
@@ -444,7 +447,10 @@ mod tests {
     fn seed_068_affinity_timeout_defaults_to_three_hours() {
         let s = defaulted("Service", json!({"spec": {"sessionAffinity": "ClientIP"}}));
         assert_eq!(s["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 10_800);
-        let s = defaulted("Service", json!({"spec": {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 2}}}}));
+        let s = defaulted(
+            "Service",
+            json!({"spec": {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 2}}}}),
+        );
         assert_eq!(s["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 2);
     }
 
@@ -461,7 +467,10 @@ mod tests {
             json!({"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}, "initialDelaySeconds": 5,
                    "timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3})
         );
-        assert_eq!(d["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
+        assert_eq!(
+            d["spec"]["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+        );
         assert_eq!((&d["spec"]["replicas"], &d["spec"]["progressDeadlineSeconds"]), (&json!(1), &json!(600)));
     }
 
@@ -488,7 +497,10 @@ mod tests {
 
     #[test]
     fn load_balancer_defaults() {
-        let s = defaulted("Service", json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}]}}}));
+        let s = defaulted(
+            "Service",
+            json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}]}}}),
+        );
         assert_eq!(s["spec"]["allocateLoadBalancerNodePorts"], true);
         assert_eq!(s["spec"]["externalTrafficPolicy"], "Cluster");
         assert_eq!(s["status"]["loadBalancer"]["ingress"][0]["ipMode"], "VIP");

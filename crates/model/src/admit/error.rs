@@ -52,7 +52,10 @@ impl ErrorKind {
     }
 
     fn shows_value(self) -> bool {
-        matches!(self, Self::Invalid | Self::TypeInvalid | Self::NotSupported | Self::NotFound | Self::Duplicate | Self::TooMany)
+        matches!(
+            self,
+            Self::Invalid | Self::TypeInvalid | Self::NotSupported | Self::NotFound | Self::Duplicate | Self::TooMany
+        )
     }
 }
 

@@ -22,7 +22,9 @@ fn lower(b: u8) -> bool {
 
 fn is_label(text: &str) -> bool {
     let b = text.as_bytes();
-    b.first().is_some_and(|f| lower(*f)) && b.last().is_some_and(|l| lower(*l)) && b.iter().all(|c| lower(*c) || *c == b'-')
+    b.first().is_some_and(|f| lower(*f))
+        && b.last().is_some_and(|l| lower(*l))
+        && b.iter().all(|c| lower(*c) || *c == b'-')
 }
 
 fn is_qualified(text: &str) -> bool {
@@ -100,7 +102,9 @@ pub fn qualified_name(text: &str) -> Vec<String> {
         }
         _ => {
             let message = regex(&format!("a qualified name {WHAT}"), EXAMPLES, QUALIFIED);
-            return vec![format!("{message} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
+            return vec![format!(
+                "{message} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+            )];
         }
     };
     if name.is_empty() {
@@ -233,15 +237,19 @@ mod tests {
     fn sentences_are_upstreams() {
         assert_eq!(
             dns_1035_label("1web"),
-            ["a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, \
+            [
+                "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, \
               and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is \
-              '[a-z]([-a-z0-9]*[a-z0-9])?')"]
+              '[a-z]([-a-z0-9]*[a-z0-9])?')"
+            ]
         );
         assert_eq!(
             dns_subdomain("A"),
-            ["a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start \
+            [
+                "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start \
               and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
-              '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"]
+              '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+            ]
         );
         assert_eq!(port_number(0), ["must be between 1 and 65535, inclusive"]);
     }

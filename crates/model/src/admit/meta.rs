@@ -245,7 +245,10 @@ mod tests {
         assert_eq!(e.len(), 2);
         assert!(e[0].starts_with("metadata.labels: Invalid value: \"a b\": name part must consist of"));
         let big = json!({"name": "a", "annotations": {"a": "x".repeat(300_000)}});
-        assert_eq!(texts(validate("Pod", &big, "metadata")), ["metadata.annotations: Too long: may not be more than 262144 bytes"]);
+        assert_eq!(
+            texts(validate("Pod", &big, "metadata")),
+            ["metadata.annotations: Too long: may not be more than 262144 bytes"]
+        );
         let owner = json!({"apiVersion": "v1", "kind": "A", "name": "a", "uid": "u", "controller": true});
         assert_eq!(validate("Pod", &json!({"name": "a", "ownerReferences": [owner, owner]}), "metadata").len(), 1);
     }

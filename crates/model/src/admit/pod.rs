@@ -65,7 +65,12 @@ pub(super) fn validate_spec(spec: &Value, path: &str) -> Errors {
             errors.push(FieldError::invalid(format!("{path}.hostAliases[{i}].ip"), ip, message));
         }
         for (j, name) in service::strings(alias, "hostnames").iter().enumerate() {
-            invalid_all(&mut errors, &format!("{path}.hostAliases[{i}].hostnames[{j}]"), name, format::dns_subdomain(name));
+            invalid_all(
+                &mut errors,
+                &format!("{path}.hostAliases[{i}].hostnames[{j}]"),
+                name,
+                format::dns_subdomain(name),
+            );
         }
     }
     not_negative(spec, "terminationGracePeriodSeconds", path, &mut errors);
@@ -101,7 +106,10 @@ fn dns(spec: &Value, path: &str, errors: &mut Errors) {
     let servers = service::strings(config, "nameservers");
     if text(spec, "dnsPolicy") == "None" {
         if config.is_null() {
-            errors.push(FieldError::required(format!("{path}.dnsConfig"), "must provide `dnsConfig` when `dnsPolicy` is None"));
+            errors.push(FieldError::required(
+                format!("{path}.dnsConfig"),
+                "must provide `dnsConfig` when `dnsPolicy` is None",
+            ));
         } else if servers.is_empty() {
             errors.push(FieldError::required(
                 format!("{path}.dnsConfig.nameservers"),
@@ -111,7 +119,11 @@ fn dns(spec: &Value, path: &str, errors: &mut Errors) {
     }
     if servers.len() > 3 {
         let detail = "must not have more than 3 nameservers";
-        errors.push(FieldError::invalid(format!("{path}.dnsConfig.nameservers"), config["nameservers"].clone(), detail));
+        errors.push(FieldError::invalid(
+            format!("{path}.dnsConfig.nameservers"),
+            config["nameservers"].clone(),
+            detail,
+        ));
     }
     for (i, server) in servers.iter().enumerate() {
         if let Err(message) = format::ip(server) {
@@ -141,10 +153,16 @@ fn volumes(spec: &Value, path: &str, errors: &mut Errors) -> Vec<String> {
             [] => errors.push(FieldError::required(at.clone(), "must specify a volume type")),
             [_] => {}
             [_, more @ ..] => errors.extend(
-                more.iter().map(|s| FieldError::forbidden(format!("{at}.{s}"), "may not specify more than 1 volume type")),
+                more.iter()
+                    .map(|s| FieldError::forbidden(format!("{at}.{s}"), "may not specify more than 1 volume type")),
             ),
         }
-        for (source, field) in [("hostPath", "path"), ("configMap", "name"), ("secret", "secretName"), ("persistentVolumeClaim", "claimName")] {
+        for (source, field) in [
+            ("hostPath", "path"),
+            ("configMap", "name"),
+            ("secret", "secretName"),
+            ("persistentVolumeClaim", "claimName"),
+        ] {
             if volume[source].is_object() && text(&volume[source], field).is_empty() {
                 errors.push(FieldError::required(format!("{at}.{source}.{field}"), ""));
             }
@@ -164,7 +182,11 @@ fn container(container: &Value, init: bool, host_network: bool, volumes: &[Strin
     if image.is_empty() {
         errors.push(FieldError::required(format!("{path}.image"), ""));
     } else if image.trim() != image {
-        errors.push(FieldError::invalid(format!("{path}.image"), image, "must not have leading or trailing whitespace"));
+        errors.push(FieldError::invalid(
+            format!("{path}.image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
     }
     container_ports(list(container, "ports"), host_network, &format!("{path}.ports"), errors);
     for (i, env) in list(container, "env").iter().enumerate() {
@@ -176,7 +198,11 @@ fn container(container: &Value, init: bool, host_network: bool, volumes: &[Strin
         let from = &env["valueFrom"];
         if from.is_object() {
             if !text(env, "value").is_empty() {
-                errors.push(FieldError::invalid(format!("{at}.valueFrom"), "", "may not be specified when `value` is not empty"));
+                errors.push(FieldError::invalid(
+                    format!("{at}.valueFrom"),
+                    "",
+                    "may not be specified when `value` is not empty",
+                ));
             }
             if from.as_object().is_some_and(|m| m.len() != 1) {
                 errors.push(FieldError::invalid(
@@ -216,7 +242,8 @@ fn container(container: &Value, init: bool, host_network: bool, volumes: &[Strin
             continue;
         }
         handler(value, &at, errors);
-        for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+        for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+        {
             not_negative(value, field, &at, errors);
         }
         if probe != "readinessProbe"
@@ -263,7 +290,9 @@ fn handler(handler: &Value, path: &str, errors: &mut Errors) {
             "tcpSocket" => service::target_port(&value["port"], &format!("{at}.port"), errors),
             "grpc" => {
                 let port = value["port"].as_i64().unwrap_or(0);
-                errors.extend(format::port_number(port).into_iter().map(|m| FieldError::invalid(format!("{at}.port"), port, m)));
+                errors.extend(
+                    format::port_number(port).into_iter().map(|m| FieldError::invalid(format!("{at}.port"), port, m)),
+                );
             }
             _ => not_negative(value, "seconds", &at, errors),
         }
@@ -290,11 +319,15 @@ fn container_ports(ports: &[Value], host_network: bool, path: &str, errors: &mut
             errors.push(FieldError::required(format!("{at}.containerPort"), ""));
         } else {
             errors.extend(
-                format::port_number(number).into_iter().map(|m| FieldError::invalid(format!("{at}.containerPort"), number, m)),
+                format::port_number(number)
+                    .into_iter()
+                    .map(|m| FieldError::invalid(format!("{at}.containerPort"), number, m)),
             );
         }
         if let Some(host) = port["hostPort"].as_i64().filter(|p| *p != 0) {
-            errors.extend(format::port_number(host).into_iter().map(|m| FieldError::invalid(format!("{at}.hostPort"), host, m)));
+            errors.extend(
+                format::port_number(host).into_iter().map(|m| FieldError::invalid(format!("{at}.hostPort"), host, m)),
+            );
             if host_network && host != number {
                 errors.push(FieldError::invalid(
                     format!("{at}.containerPort"),
@@ -347,7 +380,10 @@ pub(super) fn validate_update(old: &Value, new: &Value) -> Errors {
     let (before, after) = (&old["spec"], &new["spec"]);
     for field in ["containers", "initContainers"] {
         if list(before, field).len() != list(after, field).len() {
-            return vec![FieldError::forbidden(format!("spec.{field}"), "pod updates may not add or remove containers")];
+            return vec![FieldError::forbidden(
+                format!("spec.{field}"),
+                "pod updates may not add or remove containers",
+            )];
         }
     }
     let mut errors = Errors::new();
@@ -355,9 +391,13 @@ pub(super) fn validate_update(old: &Value, new: &Value) -> Errors {
     // Only `tolerationSeconds` of an existing toleration may differ.
     let same = |a: &Value, b: &Value| ["key", "operator", "value", "effect"].iter().all(|f| a[*f] == b[*f]);
     if !had.iter().all(|t| has.iter().any(|n| same(t, n))) {
-        errors.push(FieldError::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"));
+        errors.push(FieldError::forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
+        ));
     }
-    let (old_deadline, new_deadline) = (before["activeDeadlineSeconds"].as_i64(), after["activeDeadlineSeconds"].as_i64());
+    let (old_deadline, new_deadline) =
+        (before["activeDeadlineSeconds"].as_i64(), after["activeDeadlineSeconds"].as_i64());
     match (old_deadline, new_deadline) {
         (Some(o), Some(n)) if n > o => errors.push(FieldError::invalid(
             "spec.activeDeadlineSeconds",
@@ -428,18 +468,23 @@ mod tests {
             ["spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive"]
         );
         assert_eq!(
-            refusals(json!({"containers": [{"name": "a", "image": "x", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]})),
+            refusals(
+                json!({"containers": [{"name": "a", "image": "x", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]})
+            ),
             ["spec.containers[0].volumeMounts[0].name: Not found: \"v\""]
         );
         assert_eq!(
             refusals(json!({"restartPolicy": "Sometimes", "containers": [{"name": "a", "image": "x"}]})),
-            ["spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\""]
+            [
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\""
+            ]
         );
     }
 
     #[test]
     fn probes() {
-        let with = |probe: Value| refusals(json!({"containers": [{"name": "a", "image": "x", "readinessProbe": probe}]}));
+        let with =
+            |probe: Value| refusals(json!({"containers": [{"name": "a", "image": "x", "readinessProbe": probe}]}));
         assert!(with(json!({"httpGet": {"port": 80}})).is_empty());
         assert_eq!(with(json!({})), ["spec.containers[0].readinessProbe: Required value: must specify a handler type"]);
         assert_eq!(
@@ -463,7 +508,11 @@ mod tests {
         assert!(validate_update(&old, &new).is_empty());
         new["spec"]["hostname"] = "h".into();
         let e = validate_update(&old, &new);
-        assert!(e[0].to_string().starts_with("spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`"));
+        assert!(
+            e[0].to_string().starts_with(
+                "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`"
+            )
+        );
         new["spec"]["containers"] = json!([]);
         assert_eq!(validate_update(&old, &new)[0].field, "spec.containers");
     }

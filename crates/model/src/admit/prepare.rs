@@ -21,7 +21,14 @@ fn generation(kind: &str) -> Generation {
     match kind {
         "Deployment" => Generation::SpecOrAnnotations,
         "EndpointSlice" => Generation::Content,
-        "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" | "Pod" | "Ingress" | "IngressClass" | "NetworkPolicy"
+        "ReplicaSet"
+        | "StatefulSet"
+        | "DaemonSet"
+        | "Job"
+        | "Pod"
+        | "Ingress"
+        | "IngressClass"
+        | "NetworkPolicy"
         | "PodDisruptionBudget" => Generation::Spec,
         _ => Generation::None,
     }
@@ -184,11 +191,14 @@ fn update_generation(kind: &str, old: &Value, new: &mut Value) {
         Generation::None => false,
         Generation::Spec => old.get("spec") != new.get("spec"),
         Generation::SpecOrAnnotations => {
-            old.get("spec") != new.get("spec") || old["metadata"].get("annotations") != new["metadata"].get("annotations")
+            old.get("spec") != new.get("spec")
+                || old["metadata"].get("annotations") != new["metadata"].get("annotations")
         }
         Generation::Content => {
             let content = |v: &Value| {
-                v.as_object().map(|m| m.iter().filter(|(k, _)| *k != "metadata").map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>())
+                v.as_object().map(|m| {
+                    m.iter().filter(|(k, _)| *k != "metadata").map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
+                })
             };
             content(old) != content(new) || old["metadata"].get("labels") != new["metadata"].get("labels")
         }
@@ -237,7 +247,8 @@ fn carry_allocated(before: &Value, after: &mut Value) {
                 .collect()
         };
         let known = ports(before);
-        let mut used: Vec<u64> = ports(after).iter().map(|(_, n)| *n).filter(|n| known.iter().any(|(_, k)| k == n)).collect();
+        let mut used: Vec<u64> =
+            ports(after).iter().map(|(_, n)| *n).filter(|n| known.iter().any(|(_, k)| k == n)).collect();
         for port in after.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
             if port["nodePort"].as_u64().unwrap_or(0) != 0 {
                 continue;
@@ -339,10 +350,12 @@ fn admit_pod(pod: &mut Value) {
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerated = tolerations.iter().any(|t| {
             let effect = t["effect"].as_str().unwrap_or_default();
-            (t["key"].as_str().unwrap_or_default().is_empty() || t["key"] == key) && (effect.is_empty() || effect == "NoExecute")
+            (t["key"].as_str().unwrap_or_default().is_empty() || t["key"] == key)
+                && (effect.is_empty() || effect == "NoExecute")
         });
         if !tolerated {
-            tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            tolerations
+                .push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
         }
     }
 }
@@ -415,10 +428,19 @@ mod tests {
     fn allocated_values_survive_a_put_that_omits_them() {
         let old = json!({"metadata": {}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
             "ports": [{"name": "a", "port": 80, "nodePort": 30080}]}});
-        let new = update(&old, json!({"metadata": {}, "spec": {"type": "NodePort", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}}));
+        let new = update(
+            &old,
+            json!({"metadata": {}, "spec": {"type": "NodePort", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]}}),
+        );
         assert_eq!(new["spec"]["clusterIPs"], json!(["10.96.0.7"]));
-        assert_eq!(new["spec"]["ports"], json!([{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81}]));
-        let new = update(&old, json!({"metadata": {}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.7", "ports": [{"name": "a", "port": 80, "nodePort": 30080}]}}));
+        assert_eq!(
+            new["spec"]["ports"],
+            json!([{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81}])
+        );
+        let new = update(
+            &old,
+            json!({"metadata": {}, "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.7", "ports": [{"name": "a", "port": 80, "nodePort": 30080}]}}),
+        );
         assert_eq!(new["spec"]["ports"], json!([{"name": "a", "port": 80}]));
     }
 

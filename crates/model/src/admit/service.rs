@@ -55,7 +55,11 @@ pub(super) fn validate(service: &Value) -> Errors {
     }
     match kind {
         "LoadBalancer" | "NodePort" if headless => {
-            errors.push(FieldError::invalid("spec.clusterIPs[0]", "None", format!("may not be set to 'None' for {kind} services")));
+            errors.push(FieldError::invalid(
+                "spec.clusterIPs[0]",
+                "None",
+                format!("may not be set to 'None' for {kind} services"),
+            ));
         }
         "ExternalName" => external_name(spec, &mut errors),
         _ => {}
@@ -103,7 +107,8 @@ fn external_name(spec: &Value, errors: &mut Errors) {
     if name.is_empty() {
         errors.push(FieldError::required("spec.externalName", ""));
     } else {
-        errors.extend(format::dns_subdomain(name).into_iter().map(|m| FieldError::invalid("spec.externalName", name, m)));
+        errors
+            .extend(format::dns_subdomain(name).into_iter().map(|m| FieldError::invalid("spec.externalName", name, m)));
     }
 }
 
@@ -114,7 +119,8 @@ fn service_port(port: &Value, require_name: bool, names: &mut Vec<String>, path:
             errors.push(FieldError::required(format!("{path}.name"), ""));
         }
     } else {
-        errors.extend(format::dns_label(name).into_iter().map(|m| FieldError::invalid(format!("{path}.name"), name, m)));
+        errors
+            .extend(format::dns_label(name).into_iter().map(|m| FieldError::invalid(format!("{path}.name"), name, m)));
         if names.iter().any(|n| n == name) {
             errors.push(FieldError::duplicate(format!("{path}.name"), name));
         } else {
@@ -122,7 +128,9 @@ fn service_port(port: &Value, require_name: bool, names: &mut Vec<String>, path:
         }
     }
     let number = port["port"].as_i64().unwrap_or(0);
-    errors.extend(format::port_number(number).into_iter().map(|m| FieldError::invalid(format!("{path}.port"), number, m)));
+    errors.extend(
+        format::port_number(number).into_iter().map(|m| FieldError::invalid(format!("{path}.port"), number, m)),
+    );
     protocol(port, path, errors);
     target_port(&port["targetPort"], &format!("{path}.targetPort"), errors);
     if let Some(application) = port["appProtocol"].as_str() {
@@ -394,7 +402,8 @@ pub(super) fn validate_update(old: &Value, new: &Value) -> Errors {
         cluster_ips_update(before, after, &mut errors);
         families_update(before, after, &mut errors);
     }
-    errors.extend(load_balancer_class(Some(before), after).into_iter().filter(|e| e.detail == "may not change once set"));
+    errors
+        .extend(load_balancer_class(Some(before), after).into_iter().filter(|e| e.detail == "may not change once set"));
     if needs_health_check(before)
         && needs_health_check(after)
         && before["healthCheckNodePort"] != after["healthCheckNodePort"]
@@ -409,7 +418,8 @@ fn cluster_ips_update(before: &Value, after: &Value, errors: &mut Errors) {
         return;
     }
     let (old, new) = (strings(before, "clusterIPs"), strings(after, "clusterIPs"));
-    let once_set = |i: usize| FieldError::invalid(format!("spec.clusterIPs[{i}]"), json!(new), "may not change once set");
+    let once_set =
+        |i: usize| FieldError::invalid(format!("spec.clusterIPs[{i}]"), json!(new), "may not change once set");
     if old.len() == new.len() {
         errors.extend(old.iter().zip(&new).enumerate().filter(|(_, (o, n))| o != n).map(|(i, _)| once_set(i)));
         return;

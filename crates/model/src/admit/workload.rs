@@ -9,7 +9,15 @@ type Errors = Vec<FieldError>;
 pub(super) fn validate(kind: &str, object: &Value) -> Errors {
     let spec = &object["spec"];
     let mut errors = Errors::new();
-    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "parallelism", "completions", "backoffLimit", "ttlSecondsAfterFinished"] {
+    for field in [
+        "replicas",
+        "minReadySeconds",
+        "revisionHistoryLimit",
+        "parallelism",
+        "completions",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+    ] {
         pod::not_negative(spec, field, "spec", &mut errors);
     }
     if kind == "Job" {
@@ -103,8 +111,10 @@ fn int_or_percent(value: &Value, path: &str, errors: &mut Errors) -> Option<i64>
     match value {
         Value::Null => None,
         Value::String(text) => {
-            let percent =
-                text.strip_suffix('%').filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit())).and_then(|d| d.parse().ok());
+            let percent = text
+                .strip_suffix('%')
+                .filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()))
+                .and_then(|d| d.parse().ok());
             if percent.is_none() {
                 errors.push(FieldError::invalid(
                     path,
@@ -162,7 +172,9 @@ fn daemon_set(spec: &Value, errors: &mut Errors) {
     match strategy["type"].as_str().unwrap_or_default() {
         "OnDelete" => {}
         "RollingUpdate" => rolling(&strategy["rollingUpdate"], "spec.updateStrategy.rollingUpdate", errors),
-        other => errors.push(FieldError::not_supported("spec.updateStrategy.type", other, &["OnDelete", "RollingUpdate"])),
+        other => {
+            errors.push(FieldError::not_supported("spec.updateStrategy.type", other, &["OnDelete", "RollingUpdate"]))
+        }
     }
 }
 
@@ -253,7 +265,9 @@ mod tests {
         let bad = deployment(json!({"matchLabels": {"app": "a"}}), json!({"app": "b"}));
         assert_eq!(
             texts(validate_create("Deployment", &bad)),
-            ["spec.template.metadata.labels: Invalid value: {\"app\":\"b\"}: `selector` does not match template `labels`"]
+            [
+                "spec.template.metadata.labels: Invalid value: {\"app\":\"b\"}: `selector` does not match template `labels`"
+            ]
         );
         let none = deployment(Value::Null, json!({"app": "b"}));
         assert_eq!(texts(validate_create("Deployment", &none)), ["spec.selector: Required value"]);
@@ -277,7 +291,8 @@ mod tests {
     #[test]
     fn strategies() {
         let mut d = deployment(json!({"matchLabels": {"app": "a"}}), json!({"app": "a"}));
-        d["spec"]["strategy"] = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}});
+        d["spec"]["strategy"] =
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}});
         assert_eq!(
             texts(validate_create("Deployment", &d)),
             ["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0"]

@@ -71,13 +71,22 @@ impl Directory {
         &self.snapshot
     }
 
-    /// A kind without which "no such name" would be a guess, and which has not been listed yet.
+    /// A kind without which "no such name" would be a guess for some name, and which has not been listed yet.
     pub fn unlisted(&self) -> Option<Kind> {
-        let pods = (self.zone.pods == PodNames::Verified).then_some(Kind::Pod);
-        [Kind::Service, Kind::EndpointSlice, Kind::Namespace]
-            .into_iter()
-            .chain(pods)
-            .find(|k| !self.snapshot.is_listed(*k))
+        let pods = self.zone.pods == PodNames::Verified;
+        self.missing().or((pods && !self.snapshot.is_listed(Kind::Pod)).then_some(Kind::Pod))
+    }
+
+    /// The same for one name: Services are answered while pods are still being listed.
+    pub fn unlisted_for(&self, name: &Name) -> Option<Kind> {
+        match name.below(&self.zone.name) {
+            Some(front @ 1..) if name.label(front - 1) == b"pod" => self.unlisted(),
+            _ => self.missing(),
+        }
+    }
+
+    fn missing(&self) -> Option<Kind> {
+        [Kind::Service, Kind::EndpointSlice, Kind::Namespace].into_iter().find(|k| !self.snapshot.is_listed(*k))
     }
 
     /// The same zone for a newer snapshot. Costs what has changed.

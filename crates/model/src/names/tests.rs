@@ -197,6 +197,13 @@ fn nothing_is_known_before_the_lists() {
     d = d.advance(&s);
     assert_eq!(d.unlisted(), Some(Kind::EndpointSlice));
     assert_eq!(example().unlisted(), None);
+    // Without the pods, only pod names have to wait.
+    let mut s = Snapshot::default();
+    Kind::ALL.iter().filter(|k| **k != Kind::Pod).for_each(|k| s.mark_listed(*k));
+    d = d.advance(&s);
+    assert_eq!(d.unlisted(), Some(Kind::Pod));
+    assert_eq!(d.unlisted_for(&"web.default.svc.cluster.local".parse().unwrap()), None);
+    assert_eq!(d.unlisted_for(&"10-0-0-1.default.pod.cluster.local".parse().unwrap()), Some(Kind::Pod));
 }
 
 #[test]

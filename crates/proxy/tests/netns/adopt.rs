@@ -151,7 +151,7 @@ pub fn nft_lists_and_reloads() {
         "typeof ip daddr . meta l4proto . th dport . numgen random mod 2 : ip daddr . th dport",
         "10.96.0.10 . tcp . 80 . 0 : 10.244.0.2 . 8080",
         "meta priority set ip daddr . meta l4proto . th dport map @services meta priority vmap @classes",
-        "dnat to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints",
+        "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints",
         "update @affinity { ip saddr . ip daddr . meta l4proto . th dport timeout 7s : meta priority }",
         "10.112.0.1 . tcp . 80 . 192.0.2.0/24",
         "ip daddr @service-cidrs goto refuse",

@@ -161,7 +161,8 @@ impl Lab {
                 let pod = Host::new();
                 node.run(&format!(
                     "ip link add po{i} type veth peer name eth0 netns {tid}
-                     ip link set po{i} master portolan0 up",
+                     ip link set po{i} master portolan0 up
+                     ip link set po{i} type bridge_slave hairpin on",
                     tid = pod.tid
                 ));
                 let last = i + 2;

@@ -56,7 +56,8 @@ pub(super) fn initialize(before: Option<&Value>, spec: &mut Value, configured: &
     if policy(spec) == "SingleStack" {
         for (count, what) in [(ips.len(), "cluster IPs"), (families.len(), "IP families")] {
             if count == 2 {
-                let detail = format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified");
+                let detail =
+                    format!("must be 'RequireDualStack' or 'PreferDualStack' when multiple {what} are specified");
                 errors.push(FieldError::invalid("spec.ipFamilyPolicy", given.clone(), detail));
             }
         }

@@ -56,12 +56,16 @@ fn seed_029_requested_addresses() {
     assert_eq!(s["spec"]["clusterIP"], "10.102.97.154");
     assert_eq!(
         create(&mut a, "b", want()).expect_err("taken"),
-        ["spec.clusterIPs: Invalid value: [\"10.102.97.154\"]: failed to allocate IP 10.102.97.154: provided IP is already allocated"]
+        [
+            "spec.clusterIPs: Invalid value: [\"10.102.97.154\"]: failed to allocate IP 10.102.97.154: provided IP is already allocated"
+        ]
     );
     assert_eq!(
         create(&mut a, "b", json!({"clusterIP": "1.2.3.4", "ports": [{"port": 80}]})).expect_err("elsewhere"),
-        ["spec.clusterIPs: Invalid value: [\"1.2.3.4\"]: failed to allocate IP 1.2.3.4: the provided IP (1.2.3.4) is not in the \
-          valid range. The range of valid IPs is 10.96.0.0/12"]
+        [
+            "spec.clusterIPs: Invalid value: [\"1.2.3.4\"]: failed to allocate IP 1.2.3.4: the provided IP (1.2.3.4) is not in the \
+          valid range. The range of valid IPs is 10.96.0.0/12"
+        ]
     );
     a.release(&s);
     create(&mut a, "b", want()).expect("free again");
@@ -75,7 +79,8 @@ fn seed_049_node_port_range() {
     assert!((30_086..=32_767).contains(&port), "the upper band is used first: {port}");
     for outside in [20_080, 80_000] {
         assert_eq!(
-            create(&mut a, "b", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": outside}]})).expect_err("outside"),
+            create(&mut a, "b", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": outside}]}))
+                .expect_err("outside"),
             [format!(
                 "spec.ports[0].nodePort: Invalid value: {outside}: provided port is not in the valid range. The range of valid \
                  ports is 30000-32767"
@@ -93,8 +98,9 @@ fn seed_050_the_range_is_configurable() {
 #[test]
 fn seed_051_automatic_node_ports_are_distinct_and_reusable() {
     let mut a = Allocations::new(vec!["10.96.0.0/12".parse().expect("cidr")], 30_000..=30_002);
-    let made: Vec<Value> =
-        ["a", "b", "c"].map(|n| create(&mut a, n, json!({"type": "NodePort", "ports": [{"port": 80}]})).expect("created")).into();
+    let made: Vec<Value> = ["a", "b", "c"]
+        .map(|n| create(&mut a, n, json!({"type": "NodePort", "ports": [{"port": 80}]})).expect("created"))
+        .into();
     let mut ports: Vec<u64> = made.iter().filter_map(|s| s["spec"]["ports"][0]["nodePort"].as_u64()).collect();
     ports.sort_unstable();
     assert_eq!(ports, [30_000, 30_001, 30_002]);
@@ -126,7 +132,10 @@ fn tcp_and_udp_of_one_port_share_a_node_port() {
         json!({"type": "NodePort", "ports": [{"name": "t", "port": 53}, {"name": "u", "port": 53, "protocol": "UDP", "nodePort": 30_053}]}),
     )
     .expect("created");
-    assert_eq!((&s["spec"]["ports"][0]["nodePort"], &s["spec"]["ports"][1]["nodePort"]), (&json!(30_053), &json!(30_053)));
+    assert_eq!(
+        (&s["spec"]["ports"][0]["nodePort"], &s["spec"]["ports"][1]["nodePort"]),
+        (&json!(30_053), &json!(30_053))
+    );
 }
 
 #[test]
@@ -134,11 +143,19 @@ fn seed_063_load_balancers_get_everything() {
     let mut a = cluster();
     let s = create(&mut a, "lb", json!({"type": "LoadBalancer", "ports": [{"port": 80}]})).expect("created");
     assert!(s["spec"]["ports"][0]["nodePort"].is_u64() && s["spec"]["clusterIP"].is_string());
-    let s = create(&mut a, "lb2", json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]}))
-        .expect("created");
+    let s = create(
+        &mut a,
+        "lb2",
+        json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]}),
+    )
+    .expect("created");
     assert!(s["spec"]["ports"][0].get("nodePort").is_none());
-    let s = create(&mut a, "lb3", json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]}))
-        .expect("created");
+    let s = create(
+        &mut a,
+        "lb3",
+        json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]}),
+    )
+    .expect("created");
     assert!(s["spec"]["healthCheckNodePort"].is_u64());
 }
 
@@ -146,7 +163,8 @@ fn seed_063_load_balancers_get_everything() {
 fn type_changes_take_and_give_back() {
     let mut a = cluster();
     let ports = json!([{"port": 80, "nodePort": 30_080}]);
-    let s = create(&mut a, "a", json!({"type": "NodePort", "clusterIP": "10.96.0.50", "ports": ports})).expect("created");
+    let s =
+        create(&mut a, "a", json!({"type": "NodePort", "clusterIP": "10.96.0.50", "ports": ports})).expect("created");
     let plain = update(&mut a, &s, |n| n["spec"]["type"] = "ClusterIP".into()).expect("updated");
     assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
     let other = create(&mut a, "b", json!({"type": "NodePort", "ports": ports})).expect("30080 is free again");
@@ -158,7 +176,8 @@ fn type_changes_take_and_give_back() {
     })
     .expect("updated");
     assert!(name["spec"].get("clusterIP").is_none() && name["spec"].get("ipFamilies").is_none());
-    create(&mut a, "c", json!({"clusterIP": "10.96.0.50", "ports": [{"port": 80}]})).expect("the address is free again");
+    create(&mut a, "c", json!({"clusterIP": "10.96.0.50", "ports": [{"port": 80}]}))
+        .expect("the address is free again");
     let again = update(&mut a, &name, |n| {
         n["spec"] = json!({"type": "ClusterIP", "ports": [{"port": 80}]});
     })
@@ -175,24 +194,34 @@ fn headless_and_families() {
     let s = create(&mut a, "h", json!({"clusterIP": "None", "selector": {"a": "b"}})).expect("created");
     assert_eq!((&s["spec"]["clusterIPs"], &s["spec"]["ipFamilyPolicy"]), (&json!(["None"]), &json!("SingleStack")));
     let s = create(&mut a, "h2", json!({"clusterIP": "None"})).expect("created");
-    assert_eq!((&s["spec"]["ipFamilies"], &s["spec"]["ipFamilyPolicy"]), (&json!(["IPv4", "IPv6"]), &json!("RequireDualStack")));
     assert_eq!(
-        create(&mut a, "d", json!({"ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 80}]})).expect_err("single stack"),
-        ["spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"]
+        (&s["spec"]["ipFamilies"], &s["spec"]["ipFamilyPolicy"]),
+        (&json!(["IPv4", "IPv6"]), &json!("RequireDualStack"))
+    );
+    assert_eq!(
+        create(&mut a, "d", json!({"ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 80}]}))
+            .expect_err("single stack"),
+        [
+            "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
+        ]
     );
     assert_eq!(
         create(&mut a, "d", json!({"ipFamilies": ["IPv6"], "ports": [{"port": 80}]})).expect_err("no IPv6"),
         ["spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"]
     );
-    let s = create(&mut a, "p", json!({"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]})).expect("created");
+    let s =
+        create(&mut a, "p", json!({"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]})).expect("created");
     assert_eq!(s["spec"]["ipFamilies"], json!(["IPv4"]));
-    let mut dual = Allocations::new(vec!["10.96.0.0/12".parse().expect("v4"), "fd00::/108".parse().expect("v6")], 30_000..=32_767);
-    let s = create(&mut dual, "p", json!({"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]})).expect("created");
+    let mut dual =
+        Allocations::new(vec!["10.96.0.0/12".parse().expect("v4"), "fd00::/108".parse().expect("v6")], 30_000..=32_767);
+    let s =
+        create(&mut dual, "p", json!({"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]})).expect("created");
     assert_eq!(s["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
     assert_eq!(strings(&s["spec"], "clusterIPs").len(), 2);
     let single = update(&mut dual, &s, |n| n["spec"]["ipFamilyPolicy"] = "SingleStack".into()).expect("downgraded");
     assert_eq!(strings(&single["spec"], "clusterIPs").len(), 1);
-    let back = update(&mut dual, &single, |n| n["spec"]["ipFamilyPolicy"] = "RequireDualStack".into()).expect("upgraded");
+    let back =
+        update(&mut dual, &single, |n| n["spec"]["ipFamilyPolicy"] = "RequireDualStack".into()).expect("upgraded");
     assert_eq!(back["spec"]["clusterIPs"][0], s["spec"]["clusterIPs"][0]);
     assert_eq!(strings(&back["spec"], "clusterIPs").len(), 2);
 }
@@ -200,7 +229,12 @@ fn headless_and_families() {
 #[test]
 fn a_restart_remembers() {
     let mut a = cluster();
-    let s = create(&mut a, "a", json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": [{"port": 80, "nodePort": 30_080}]})).expect("created");
+    let s = create(
+        &mut a,
+        "a",
+        json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": [{"port": 80, "nodePort": 30_080}]}),
+    )
+    .expect("created");
     let mut b = cluster();
     b.adopt(&s);
     assert!(create(&mut b, "b", json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]})).is_err());
@@ -212,8 +246,16 @@ fn a_restart_remembers() {
 #[test]
 fn rollback_gives_back() {
     let mut a = cluster();
-    let mut s = service("a", json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": [{"port": 80, "nodePort": 30_080}]}));
+    let mut s = service(
+        "a",
+        json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": [{"port": 80, "nodePort": 30_080}]}),
+    );
     let r = a.reserve(None, &mut s, 1).expect("reserved");
     a.rollback(r);
-    create(&mut a, "b", json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": [{"port": 80, "nodePort": 30_080}]})).expect("free");
+    create(
+        &mut a,
+        "b",
+        json!({"type": "NodePort", "clusterIP": "10.96.0.9", "ports": [{"port": 80, "nodePort": 30_080}]}),
+    )
+    .expect("free");
 }

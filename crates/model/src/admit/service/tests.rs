@@ -16,15 +16,23 @@ fn seed_020_protocols() {
         refusals(json!({"ports": [{"port": 80, "protocol": "FOO"}]})),
         ["spec.ports[0].protocol: Unsupported value: \"FOO\": supported values: \"SCTP\", \"TCP\", \"UDP\""]
     );
-    assert!(refusals(json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 54, "name": "b", "protocol": "SCTP"}]})).len() == 1);
+    assert!(
+        refusals(json!({"ports": [{"port": 53, "protocol": "UDP"}, {"port": 54, "name": "b", "protocol": "SCTP"}]}))
+            .len()
+            == 1
+    );
 }
 
 #[test]
 fn seed_068_timeout_bounds() {
     for timeout in [0, 86_401, -1] {
         assert_eq!(
-            refusals(json!({"ports": [{"port": 80}], "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout}}})),
-            [format!("spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: {timeout}: must be greater than 0 and less than 86400")]
+            refusals(
+                json!({"ports": [{"port": 80}], "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout}}})
+            ),
+            [format!(
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: {timeout}: must be greater than 0 and less than 86400"
+            )]
         );
     }
     assert!(refusals(json!({"ports": [{"port": 80}], "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86_400}}})).is_empty());
@@ -53,12 +61,18 @@ fn seed_071_external_name() {
 fn seed_090_only_headless_and_external_name_may_have_no_ports() {
     assert!(refusals(json!({"clusterIP": "None", "selector": {"app": "nginx"}})).is_empty());
     assert_eq!(refusals(json!({"selector": {"app": "nginx"}})), ["spec.ports: Required value"]);
-    assert_eq!(refusals(json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 80}]})), ["spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services"]);
+    assert_eq!(
+        refusals(json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 80}]})),
+        ["spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services"]
+    );
 }
 
 #[test]
 fn seed_173_multi_port_names() {
-    assert_eq!(refusals(json!({"ports": [{"port": 80, "name": "http"}, {"port": 443}]})), ["spec.ports[1].name: Required value"]);
+    assert_eq!(
+        refusals(json!({"ports": [{"port": 80, "name": "http"}, {"port": 443}]})),
+        ["spec.ports[1].name: Required value"]
+    );
     assert_eq!(
         refusals(json!({"ports": [{"port": 80, "name": "http"}, {"port": 443, "name": "http"}]})),
         ["spec.ports[1].name: Duplicate value: \"http\""]
@@ -95,7 +109,9 @@ fn ports_and_types() {
     );
     assert_eq!(
         refusals(json!({"type": "Foo", "ports": [{"port": 80}]})),
-        ["spec.type: Unsupported value: \"Foo\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\""]
+        [
+            "spec.type: Unsupported value: \"Foo\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\""
+        ]
     );
     assert_eq!(
         refusals(json!({"ports": [{"port": 80, "nodePort": 30080}]})),
@@ -103,7 +119,9 @@ fn ports_and_types() {
     );
     assert_eq!(
         refusals(json!({"clusterIP": "banana", "ports": [{"port": 80}]})),
-        ["spec.clusterIPs[0]: Invalid value: \"banana\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"]
+        [
+            "spec.clusterIPs[0]: Invalid value: \"banana\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+        ]
     );
     assert_eq!(
         refusals(json!({"externalIPs": ["127.0.0.1"], "ports": [{"port": 80}]})),
