@@ -109,13 +109,13 @@ fn node_ports() {
         kubectl.apply(&with("x", port)).ok();
         refused(
             kubectl,
-            &with("y", port),
+            &with("other", port),
             &format!(
-                "The Service \"y\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"
+                "The Service \"other\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"
             ),
         );
         kubectl.run("delete service x").ok();
-        kubectl.apply(&with("y", port)).ok();
+        kubectl.apply(&with("other", port)).ok();
     }
 }
 

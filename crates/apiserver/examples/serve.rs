@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let mut args = std::env::args().skip(1);
     let (Some(dir), Some(port)) = (args.next(), args.next()) else { return Err("usage: serve DIR PORT".into()) };
     let mut config = Config::new(dir);

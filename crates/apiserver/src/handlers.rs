@@ -36,6 +36,7 @@ use crate::{
     schema::{DecodeError, FieldValidation},
     status::{self, Failure},
     store::{Store, Stored, WriteError},
+    stream,
 };
 
 /// Larger bodies are refused (kube-apiserver's limit).
@@ -140,6 +141,9 @@ async fn answer(api: &Api, request: Request, pretty: bool) -> Result<Response, F
     auth::authorize(&user, &action).map_err(|_| auth::forbidden(&user, verb, &target))?;
     let form = Form::negotiate(request.headers(), pretty)?;
     let (parts, body) = request.into_parts();
+    if kind.plural == "pods" && target.subresource == "portforward" && target.rest.is_empty() {
+        return stream::port_forward(api, &target, parts).await;
+    }
     let mut content_type = content_type(&parts.headers);
     let has_body = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE);
     let mut body = if has_body { read_body(body).await? } else { Bytes::new() };

@@ -40,6 +40,7 @@ pub mod selector;
 mod serve;
 pub mod status;
 pub mod store;
+pub mod stream;
 mod sweep;
 pub mod table;
 pub mod tls;
@@ -54,11 +55,16 @@ use crate::{
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// How requests that only a pod's node can answer (its logs) reach that node.
+/// How requests that only a pod's node can answer (its logs, its ports) reach that node.
 pub trait NodeDialer: Send + Sync {
     /// `request` has a kubelet's path: `/containerLogs/{namespace}/{pod}/{container}?...`. The error says why the node
     /// cannot be reached.
     fn request(&self, node: &str, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, String>>;
+
+    /// A connection to a port of a pod, for port-forward. Unless the node knows better, to the pod's address.
+    fn connect(&self, to: stream::PodPort) -> BoxFuture<'static, Result<stream::Connection, String>> {
+        stream::dial_address(to)
+    }
 }
 
 /// For a server without nodes.

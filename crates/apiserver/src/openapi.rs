@@ -25,13 +25,14 @@ use sha2::{Digest, Sha256};
 
 use crate::kinds;
 
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Old clients ask for it with `v2@v1.0`, which is no media type to Go's parser: the answer always has the dot.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Routes `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`. Merge it into the main router.
 pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new()
         .route("/openapi/v2", get(|headers: HeaderMap| async move { v2(&headers) }))
-        .route("/openapi/v3", get(|headers: HeaderMap| async move { v3_index(&headers) }))
+        .route("/openapi/v3", get(|| async { v3_index() }))
         .route(
             "/openapi/v3/{*path}",
             get(|Path(path): Path<String>, RawQuery(query): RawQuery, headers: HeaderMap| async move {
@@ -85,8 +86,7 @@ fn made(name: &str) -> Option<Document> {
 
 fn v2(headers: &HeaderMap) -> Response<Body> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    // Old clients write the version with a dot that media types do not have.
-    let wants_protobuf = accept.split(',').any(|m| m.contains("proto-openapi.spec.v2@v1.0+protobuf"));
+    let wants_protobuf = accept.replace('@', ".").contains("proto-openapi.spec.v2.v1.0+protobuf");
     let (name, content_type) = if wants_protobuf { ("v2.proto", V2_PROTOBUF) } else { ("v2", "application/json") };
     match made(name) {
         Some(document) => respond(&document, content_type, headers, false),
@@ -94,7 +94,7 @@ fn v2(headers: &HeaderMap) -> Response<Body> {
     }
 }
 
-fn v3_index(headers: &HeaderMap) -> Response<Body> {
+fn v3_index() -> Response<Body> {
     let mut index = Map::new();
     for path in paths().keys() {
         if let Some(document) = made(path) {
@@ -105,7 +105,6 @@ fn v3_index(headers: &HeaderMap) -> Response<Body> {
     let body = json!({"paths": Value::Object(index)}).to_string();
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let _ = headers;
     response
 }
 
@@ -146,11 +145,12 @@ fn respond(document: &Document, content_type: &'static str, headers: &HeaderMap,
     if forever {
         out.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable, max-age=31536000"));
     }
+    // On "not modified" too: a client's cache takes over the headers.
+    out.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     let gzip = headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("gzip"));
     if gzip {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));

@@ -73,7 +73,7 @@ impl Recorder {
             let known = Mutex::new(HashMap::new());
             while let Some(occurrence) = waiting.recv().await {
                 if let Err(e) = write(&writer, component, &host, &known, &occurrence).await {
-                    tracing::debug!("Event {} of {} is lost: {e}", occurrence.reason, occurrence.about.name);
+                    tracing::warn!("Event {} of {} is lost: {e}", occurrence.reason, occurrence.about.name);
                 }
             }
         });
@@ -118,9 +118,11 @@ async fn write(writer: &Writer, component: &str, host: &str, known: &Known, o: &
             Err(e) => return Err(e),
         }
     }
+    // As client-go names them: unique by time, and the object is seen in the name.
+    let name = format!("{}.{:016x}", o.about.name, jiff::Timestamp::now().as_nanosecond());
     let event = json!({
         "apiVersion": "v1", "kind": "Event",
-        "metadata": {"generateName": format!("{}.", o.about.name), "namespace": namespace},
+        "metadata": {"name": name, "namespace": namespace},
         "involvedObject": reference(&o.about),
         "reason": o.reason, "message": o.message,
         "source": if host.is_empty() { json!({"component": component}) } else { json!({"component": component, "host": host}) },

@@ -23,7 +23,7 @@ use proxy::Proxy;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sys::process::{self, Pidfd};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -178,6 +178,7 @@ pub struct App {
     server: Arc<ApiServer>,
     proxy: Proxy,
     stop: CancellationToken,
+    _controllers: JoinSet<()>,
     _lock: Lock,
 }
 
@@ -224,11 +225,16 @@ impl App {
 
         // What makes Services of it.
         let proxy = Proxy::start(node::proxy_config(&config), snapshot.clone(), stop.child_token())?;
-        // controllers::spawn(client.clone(), snapshot.clone(), node::controllers_config(&config), stop.child_token());
+        let controllers = controllers::spawn(
+            client.clone(),
+            snapshot.clone(),
+            node::controllers_config(&config)?,
+            stop.child_token(),
+        );
         let facts =
             admin::Facts { config: config.clone(), snapshot: snapshot.clone(), applied: proxy.applied() };
         admin::serve(&dirs.admin_socket(), facts, stop.child_token()).await?;
-        Ok(Self { config, client, snapshot, agent, server, proxy, stop, _lock: lock })
+        Ok(Self { config, client, snapshot, agent, server, proxy, stop, _controllers: controllers, _lock: lock })
     }
 
     /// Ends the pods, takes everything back, and leaves the data directory for the next start.

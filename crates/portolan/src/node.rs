@@ -5,10 +5,12 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use anyhow::Context;
 use apiserver::{BoxFuture, NodeDialer};
 use axum::{Router, body::Body};
 use http::{Request, Response};
 use ipnet::IpNet;
+use model::pool::Pool;
 use tower::ServiceExt;
 
 use crate::config::Config;
@@ -72,6 +74,16 @@ pub fn proxy_config(config: &Config) -> proxy::Config {
         cluster_cidrs: vec![net(config.options.cluster_cidr)],
         ..proxy::Config::default()
     }
+}
+
+pub fn controllers_config(config: &Config) -> anyhow::Result<controllers::Config> {
+    let options = &config.options;
+    let ca = options.dirs.data_dir.join("pki/ca.crt");
+    let pool = Pool { name: "default".into(), ranges: options.lb_pools.clone(), auto_assign: true };
+    Ok(controllers::Config {
+        pools: vec![pool],
+        ca_pem: std::fs::read_to_string(&ca).with_context(|| format!("{}", ca.display()))?,
+    })
 }
 
 pub fn dns_config(config: &Config) -> anyhow::Result<dns::Config> {

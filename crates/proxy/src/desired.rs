@@ -321,9 +321,9 @@ impl Desired {
     fn place(&mut self, frontend: Frontend, have: &Desired) {
         let winner = self.memo.claims.get(&frontend).map(|c| c[0].1.clone());
         let routes = winner.as_ref().and_then(|w| self.memo.routes.get(w).cloned());
-        let route = routes.as_ref().and_then(|r| {
-            r.routes.binary_search_by(|r| r.frontend.cmp(&frontend)).ok().map(|i| &r.routes[i])
-        });
+        let route = routes
+            .as_ref()
+            .and_then(|r| r.routes.binary_search_by(|r| r.frontend.cmp(&frontend)).ok().map(|i| &r.routes[i]));
         let mut entry = None;
         let mut refusal = None;
         let (mut slots, mut picks) = (Vec::new(), Vec::new());
@@ -435,10 +435,8 @@ fn replace<K: Ord + Copy, V: Clone + PartialEq>(
     mut wanted: Vec<(K, V)>,
 ) {
     wanted.sort_by_key(|(k, _)| *k);
-    let stale: Vec<K> = range(map, frontend)
-        .map(|(k, _)| k)
-        .filter(|k| wanted.binary_search_by(|(w, _)| w.cmp(k)).is_err())
-        .collect();
+    let stale: Vec<K> =
+        range(map, frontend).map(|(k, _)| k).filter(|k| wanted.binary_search_by(|(w, _)| w.cmp(k)).is_err()).collect();
     for key in stale {
         map.remove(&(frontend, key));
     }

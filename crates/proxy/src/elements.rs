@@ -9,10 +9,7 @@ use model::{
 };
 use sys::nft::{Bytes, Element, Value};
 
-use crate::{
-    desired::Slot,
-    layout::octets,
-};
+use crate::{desired::Slot, layout::octets};
 
 /// Appends a field, padded to four bytes.
 fn push(key: &mut Bytes, field: &[u8]) {
@@ -101,8 +98,7 @@ impl Fields<'_> {
     pub fn frontend(&mut self, family: IpFamily, node_port: bool) -> Option<Frontend> {
         let at = if node_port { At::NodePort(family) } else { At::Address(self.address(family)?) };
         let number = self.take::<1>()?[0];
-        let protocol =
-            [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == number)?;
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == number)?;
         Some(Frontend { at, protocol, port: self.port()? })
     }
 

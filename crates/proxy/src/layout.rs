@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 use model::IpFamily;
 use sys::nft::{
-    Base, Bytes, Chain, ChainType, Cmp, CtKey, Element, Expr, Family, Header, Hook, MetaKey, Reg, Reject, Rule,
-    Set, SetDef, SetOp, Table, Verdict, set_flags,
+    Base, Bytes, Chain, ChainType, Cmp, CtKey, Element, Expr, Family, Header, Hook, MetaKey, Reg, Reject, Rule, Set,
+    SetDef, SetOp, Table, Verdict, set_flags,
 };
 
 use crate::{
@@ -176,10 +176,7 @@ impl Layout<'_> {
 
     /// The destination is an address of this node at which nodePorts answer: never the loopback.
     fn to_this_node(&self) -> Vec<Expr> {
-        let mut out = vec![
-            Expr::FibType { source: false, to: Reg(0) },
-            compare(Cmp::Eq, &RTN_LOCAL.to_ne_bytes()),
-        ];
+        let mut out = vec![Expr::FibType { source: false, to: Reg(0) }, compare(Cmp::Eq, &RTN_LOCAL.to_ne_bytes())];
         if self.v6() {
             out.push(self.destination(Reg(0)));
             out.push(compare(Cmp::Neq, &std::net::Ipv6Addr::LOCALHOST.octets()));
@@ -230,11 +227,8 @@ impl Layout<'_> {
 
     fn masquerade_rules(&self) -> Vec<Rule> {
         let mark = self.config.masquerade_mark;
-        let mut marked = vec![
-            Expr::Meta { key: MetaKey::Mark, to: Reg(0) },
-            bits(mark, 0),
-            compare(Cmp::Eq, &mark.to_ne_bytes()),
-        ];
+        let mut marked =
+            vec![Expr::Meta { key: MetaKey::Mark, to: Reg(0) }, bits(mark, 0), compare(Cmp::Eq, &mark.to_ne_bytes())];
         marked.extend(flag_set(CtKey::Status, CT_STATUS_DNAT));
         marked.extend([
             Expr::Meta { key: MetaKey::Mark, to: Reg(0) },
@@ -344,15 +338,10 @@ impl Layout<'_> {
             (true, true) => NODEPORT_STICKY,
         };
         let dnat = || {
-            [
-                lookup(endpoints, Some(Reg(0))),
-                Expr::Dnat { ip6: self.v6(), address: Reg(0), port: Reg(self.words()) },
-            ]
+            [lookup(endpoints, Some(Reg(0))), Expr::Dnat { ip6: self.v6(), address: Reg(0), port: Reg(self.words()) }]
         };
-        let forget_priority = [
-            Expr::Load { value: vec![0; 4], to: Reg(0) },
-            Expr::SetMeta { key: MetaKey::Priority, from: Reg(0) },
-        ];
+        let forget_priority =
+            [Expr::Load { value: vec![0; 4], to: Reg(0) }, Expr::SetMeta { key: MetaKey::Priority, from: Reg(0) }];
         let (key, behind) = self.frontend_key(b.node_port, 0);
         let Some(seconds) = b.affinity else {
             let exprs = forget_priority.into_iter().chain(key).chain([random(behind)]).chain(dnat());
@@ -455,4 +444,3 @@ pub fn octets(ip: &IpAddr) -> Bytes {
         IpAddr::V6(ip) => Bytes::from_slice(&ip.octets()),
     }
 }
-

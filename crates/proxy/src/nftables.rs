@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use model::{IpFamily, Snapshot, route::{At, Frontend}};
+use model::{
+    IpFamily, Snapshot,
+    route::{At, Frontend},
+};
 use sys::nft::{Element, Family, Op, Table, Tables, Transaction, Value, Verdict};
 
 use crate::{
@@ -222,8 +225,11 @@ fn data(t: &mut Transaction, table: &Arc<str>, have: &Desired, want: &Desired) {
     for c in have.picks.changes(&want.picks, |a, b| a == b) {
         let (f, slot) = c.key;
         let map = if by_port(f) { layout::NODEPORT_PICKS } else { layout::PICKS };
-        let element =
-            |to: &Slot| Element { key: elements::slot(f, *slot), value: elements::id(to.number()), ..Element::default() };
+        let element = |to: &Slot| Element {
+            key: elements::slot(f, *slot),
+            value: elements::id(to.number()),
+            ..Element::default()
+        };
         edits.change(f.family(), map, c.old.map(element), c.new.map(element));
     }
     for c in have.refused.changes(&want.refused, |a, b| a == b) {
@@ -271,7 +277,8 @@ fn read(layout: &Layout<'_>, mut table: Table, have: &mut Desired) -> Option<()>
         match (class, Fields(&e.key).number()) {
             (Some(class), Some(id)) => {
                 let number = (id >> 16) as u16;
-                sound &= id as u16 == class.slots && *have.behaviours.entry(class.behaviour).or_insert(number) == number;
+                sound &=
+                    id as u16 == class.slots && *have.behaviours.entry(class.behaviour).or_insert(number) == number;
                 classes.insert(id, class);
                 have.classes.insert((family, class), 0);
             }

@@ -84,8 +84,7 @@ fn type_of(fields: &[Field], v6: bool) -> Vec<u8> {
     if let [one] = fields {
         return describe(one.expression(v6));
     }
-    let parts: Vec<Vec<u8>> =
-        (0..).zip(fields).map(|(i, f)| tlv(i, &describe(f.expression(v6)))).collect();
+    let parts: Vec<Vec<u8>> = (0..).zip(fields).map(|(i, f)| tlv(i, &describe(f.expression(v6)))).collect();
     describe((CONCAT, parts.concat()))
 }
 

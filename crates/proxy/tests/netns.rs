@@ -3,12 +3,12 @@
 
 extern crate portolan_proxy as proxy;
 
+#[path = "netns/adopt.rs"]
+mod adopt;
 #[path = "support/cluster.rs"]
 mod cluster;
 #[path = "support/lab.rs"]
 mod lab;
-#[path = "netns/adopt.rs"]
-mod adopt;
 #[path = "netns/traffic.rs"]
 mod traffic;
 

@@ -42,7 +42,8 @@ impl Fake {
                 table.chains.entry(chain.clone()).or_default().base = *base;
             }
             Op::DeleteChain(chain) => {
-                let known = table.chains.remove(chain).ok_or_else(|| refused(format!("chain {chain}"), libc::ENOENT))?;
+                let known =
+                    table.chains.remove(chain).ok_or_else(|| refused(format!("chain {chain}"), libc::ENOENT))?;
                 if !known.rules.is_empty() || table.targets().any(|t| t == chain) {
                     return Err(refused(format!("chain {chain}"), libc::EBUSY));
                 }
@@ -82,9 +83,7 @@ impl Fake {
 
 impl Set {
     fn find(&self, e: &Element) -> Option<usize> {
-        self.elements
-            .iter()
-            .position(|k| k.key == e.key && k.key_end == e.key_end && k.interval_end == e.interval_end)
+        self.elements.iter().position(|k| k.key == e.key && k.key_end == e.key_end && k.interval_end == e.interval_end)
     }
 }
 

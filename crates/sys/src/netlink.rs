@@ -37,7 +37,9 @@ pub enum Error {
         "a batch of {bytes} bytes does not fit the netlink send buffer: run with CAP_NET_ADMIN in the initial user namespace, or raise net.core.wmem_max"
     )]
     TooLarge { bytes: usize },
-    #[error("not permitted to change netfilter: run as root (CAP_NET_ADMIN) or inside a user and network namespace of your own")]
+    #[error(
+        "not permitted to change netfilter: run as root (CAP_NET_ADMIN) or inside a user and network namespace of your own"
+    )]
     NotPermitted,
     /// The kernel refused one message of a request; nothing of the batch was applied.
     #[error("the kernel refused {what}: {error}{detail}")]
@@ -237,7 +239,8 @@ pub struct Socket {
 impl Socket {
     pub fn open() -> Result<Self, Error> {
         // SAFETY: socket(2) takes no pointers; the result is checked before it is owned.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER) };
+        let fd =
+            unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER) };
         if fd < 0 {
             return Err(Error::Open(io::Error::last_os_error()));
         }
@@ -316,7 +319,11 @@ impl Socket {
 
     /// Sends a batch and waits until the kernel has committed it, or says which message it refused.
     /// `describe` names a message from its type and attributes.
-    pub(crate) fn commit(&mut self, mut batch: Encoder, describe: impl Fn(u16, Attrs<'_>) -> String) -> Result<(), Error> {
+    pub(crate) fn commit(
+        &mut self,
+        mut batch: Encoder,
+        describe: impl Fn(u16, Attrs<'_>) -> String,
+    ) -> Result<(), Error> {
         let last = batch.finish();
         self.drain();
         self.send(&batch.bytes)?;
@@ -340,7 +347,8 @@ impl Socket {
         if errno == libc::EPERM {
             return Err(Error::NotPermitted);
         }
-        let what = batch.message(seq).map_or_else(|| "the transaction".into(), |(kind, attrs)| describe(kind, Attrs(attrs)));
+        let what =
+            batch.message(seq).map_or_else(|| "the transaction".into(), |(kind, attrs)| describe(kind, Attrs(attrs)));
         Err(Error::Refused { what, error: io::Error::from_raw_os_error(errno), detail })
     }
 
@@ -408,7 +416,8 @@ impl Socket {
 
 /// The error number (0 for an acknowledgement) and the kernel's explanation, if any, ready to be appended.
 fn error_of(m: &Message<'_>) -> (i32, String) {
-    let errno = m.body.get(..4).and_then(|b| b.try_into().ok()).map_or(libc::EPROTO, |b: [u8; 4]| -i32::from_ne_bytes(b));
+    let errno =
+        m.body.get(..4).and_then(|b| b.try_into().ok()).map_or(libc::EPROTO, |b: [u8; 4]| -i32::from_ne_bytes(b));
     let mut detail = String::new();
     if m.flags & NLM_F_ACK_TLVS != 0 {
         // Behind the error stands the refused header, with its payload unless the answer is capped.

@@ -97,8 +97,9 @@ fn one(
     }
     let target = parent.join(&name);
     let header = entry.header().clone();
-    let (mode, time) = (header.mode()? & 0o7777, header.mtime()? as i64);
-    let (uid, gid) = (header.uid()? as u32, header.gid()? as u32);
+    // Simple tools leave the last three blank.
+    let (mode, time) = (header.mode()? & 0o7777, header.mtime().unwrap_or(0) as i64);
+    let (uid, gid) = (header.uid().unwrap_or(0) as u32, header.gid().unwrap_or(0) as u32);
     let kind = header.entry_type();
     let existing = fs::symlink_metadata(&target).ok();
     if let Some(existing) = &existing

@@ -42,8 +42,6 @@ fn main() {
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("namespaces of its own");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("private mounts");
-    // The kernel parameters of the new network namespace, not the host's.
-    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).ok();
     let filter: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     macro_rules! tests {
@@ -51,7 +49,12 @@ fn main() {
             $(
                 if filter.is_empty() || filter.iter().any(|f| stringify!($name).contains(f.as_str())) {
                     let began = Instant::now();
-                    runtime.block_on($name());
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on($name())));
+                    if let Err(cause) = done {
+                        // Containers outlive their agent; a failed test must not leave them on the machine.
+                        runtime.block_on(end_everything());
+                        std::panic::resume_unwind(cause);
+                    }
                     println!("test {} ... ok ({:?})", stringify!($name), began.elapsed());
                 }
             )*
@@ -98,8 +101,20 @@ fn snapshot() -> Snapshot {
     s
 }
 
+/// Configurations of all agents of this run.
+static STARTED: std::sync::Mutex<Vec<Config>> = std::sync::Mutex::new(Vec::new());
+
+async fn end_everything() {
+    let all = std::mem::take(&mut *STARTED.lock().unwrap());
+    for config in all {
+        let _ = agent::cleanup(&config).await;
+        let _ = std::fs::remove_dir_all(config.data_dir.parent().unwrap());
+    }
+}
+
 async fn begin(api: &Api, config: Config, dir: Arc<tempfile::TempDir>) -> Node {
     let cancel = CancellationToken::new();
+    STARTED.lock().unwrap().push(config.clone());
     let (_, snapshots) = watch::channel(Arc::new(snapshot()));
     let agent = Agent::start(config.clone(), api.client(), snapshots, cancel.clone()).await.expect("agent");
     Node { api: api.clone(), agent, config, cancel, _dir: dir }
@@ -136,6 +151,9 @@ impl Node {
         let mut command = vec!["/portolan"];
         command.extend(args);
         spec["containers"][0]["command"] = json!(command);
+        if args == ["echo"] {
+            spec["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 8080}});
+        }
         if let Value::Object(more) = more {
             for (key, value) in more {
                 if let Some(inner) = key.strip_prefix("c.") {

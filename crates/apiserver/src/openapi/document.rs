@@ -184,11 +184,6 @@ impl Schemas {
                 && let Some(map) = schema.as_object_mut()
             {
                 map.insert("x-kubernetes-patch-strategy".into(), "retainKeys".into());
-                // Siblings of a reference are only allowed around `allOf`.
-                if let Some(reference) = map.remove("$ref") {
-                    map.remove("x-kubernetes-patch-strategy");
-                    map.insert("$ref".into(), reference);
-                }
             }
             properties.insert(field.name.into(), schema);
         }

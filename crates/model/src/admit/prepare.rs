@@ -156,6 +156,10 @@ pub fn prepare_status_update(kind: &str, old: &Value, new: &mut Value) {
         }
     }
     *new = result;
+    if kind == "Service" {
+        // `ipMode` of the addresses.
+        super::default(kind, new);
+    }
 }
 
 fn keep(old: &Value, new: &mut Value, field: &str) {

@@ -45,7 +45,8 @@ impl Bench {
         let mut reconciler = self.reconciler.take().expect("a reconciler");
         let snapshot = self.cluster.snapshot.clone();
         self.reconciler = Some(self.lab.node.at(move || {
-            let before = reconciler.reconcile(&snapshot).unwrap_or_else(|e| panic!("{e}")).expect("a complete snapshot");
+            let before =
+                reconciler.reconcile(&snapshot).unwrap_or_else(|e| panic!("{e}")).expect("a complete snapshot");
             let have = reconciler.have().expect("known");
             proxy::flows::clean(have, &proxy::flows::affected(&before, have)).unwrap_or_else(|e| panic!("{e}"));
             reconciler
@@ -193,7 +194,9 @@ pub fn pod_reaches_itself() {
 
 pub fn refused_at_once() {
     let mut b = Bench::new(1);
-    b.web(json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}));
+    b.web(
+        json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}),
+    );
     udp_service(&mut b);
     b.endpoints("web", "TCP", &[]);
     b.endpoints("dns", "UDP", &[]);
@@ -220,7 +223,9 @@ pub fn refused_at_once() {
 
 pub fn seed_052_node_port_from_inside_and_outside() {
     let mut b = Bench::new(2);
-    b.web(json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}));
+    b.web(
+        json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}),
+    );
     b.sync();
     for (client, to) in [
         (&b.lab.outside, "192.0.2.1:30080"),
@@ -341,7 +346,9 @@ pub fn stale_udp_flow_ends() {
 
 pub fn marks_of_others_survive() {
     let mut b = Bench::new(2);
-    b.web(json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}));
+    b.web(
+        json!({"type": "NodePort", "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]}),
+    );
     b.sync();
     // Another program marks packets before us and counts what still carries exactly its mark behind us.
     b.lab.node.run(

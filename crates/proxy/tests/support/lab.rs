@@ -153,9 +153,7 @@ impl Lab {
         node.write("/proc/sys/net/ipv6/conf/all/forwarding", "1");
         node.write("/proc/sys/net/ipv4/conf/all/send_redirects", "0");
         node.write("/proc/sys/net/ipv4/conf/portolan0/send_redirects", "0");
-        outside.run(
-            "ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up; ip route add default via 192.0.2.1",
-        );
+        outside.run("ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up; ip route add default via 192.0.2.1");
         let pods = (0..pods)
             .map(|i| {
                 let pod = Host::new();

@@ -52,26 +52,77 @@ pub enum Reject {
 /// What a rule does, step by step. Offsets and lengths are bytes; integers from the packet are in network order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
-    Payload { header: Header, offset: u8, len: u8, to: Reg },
-    Meta { key: MetaKey, to: Reg },
-    SetMeta { key: MetaKey, from: Reg },
-    Ct { key: CtKey, to: Reg },
+    Payload {
+        header: Header,
+        offset: u8,
+        len: u8,
+        to: Reg,
+    },
+    Meta {
+        key: MetaKey,
+        to: Reg,
+    },
+    SetMeta {
+        key: MetaKey,
+        from: Reg,
+    },
+    Ct {
+        key: CtKey,
+        to: Reg,
+    },
     /// `fib daddr type` (or `fib saddr type`): the `RTN_*` number of the address, host order.
-    FibType { source: bool, to: Reg },
-    Load { value: Vec<u8>, to: Reg },
+    FibType {
+        source: bool,
+        to: Reg,
+    },
+    Load {
+        value: Vec<u8>,
+        to: Reg,
+    },
     Verdict(Verdict),
     /// `to = from & mask ^ xor`, four bytes.
-    Bitwise { from: Reg, to: Reg, mask: [u8; 4], xor: [u8; 4] },
-    Cmp { reg: Reg, op: Cmp, value: Vec<u8> },
-    Lookup { set: Arc<str>, from: Reg, to: Option<Reg>, invert: bool },
+    Bitwise {
+        from: Reg,
+        to: Reg,
+        mask: [u8; 4],
+        xor: [u8; 4],
+    },
+    Cmp {
+        reg: Reg,
+        op: Cmp,
+        value: Vec<u8>,
+    },
+    Lookup {
+        set: Arc<str>,
+        from: Reg,
+        to: Option<Reg>,
+        invert: bool,
+    },
     /// Lookup of a verdict, which ends the rule.
-    VerdictMap { set: Arc<str>, from: Reg },
+    VerdictMap {
+        set: Arc<str>,
+        from: Reg,
+    },
     /// `numgen random mod modulus offset offset`, host order.
-    Random { modulus: u32, offset: u32, to: Reg },
+    Random {
+        modulus: u32,
+        offset: u32,
+        to: Reg,
+    },
     /// Changes a dynamic set from the packet path. `timeout` in milliseconds, 0 for none.
-    Dynset { op: SetOp, set: Arc<str>, key: Reg, data: Option<Reg>, timeout: u64 },
+    Dynset {
+        op: SetOp,
+        set: Arc<str>,
+        key: Reg,
+        data: Option<Reg>,
+        timeout: u64,
+    },
     /// Destination NAT to the address and port in these registers.
-    Dnat { ip6: bool, address: Reg, port: Reg },
+    Dnat {
+        ip6: bool,
+        address: Reg,
+        port: Reg,
+    },
     /// `masquerade`, with fully random source ports.
     Masquerade,
     Reject(Reject),
