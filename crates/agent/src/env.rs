@@ -154,7 +154,9 @@ pub fn field_value(pod: &Pod, path: &str, runtime: &Runtime) -> Result<String, S
         "metadata.labels" => all(&meta.labels),
         "metadata.annotations" => all(&meta.annotations),
         "spec.nodeName" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
-        "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()).unwrap_or_else(|| "default".into()),
+        "spec.serviceAccountName" => {
+            spec.and_then(|s| s.service_account_name.clone()).unwrap_or_else(|| "default".into())
+        }
         "status.podIP" => first(&runtime.pod_ips),
         "status.podIPs" => join(&runtime.pod_ips),
         "status.hostIP" => first(&runtime.host_ips),

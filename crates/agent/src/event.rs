@@ -56,7 +56,8 @@ impl Recorder {
         tokio::spawn(async move {
             let mut seen: HashMap<(String, String, String), (String, i32)> = HashMap::new();
             while let Some(record) = inbox.recv().await {
-                let key = (record.uid.clone(), record.field_path.clone(), format!("{}{}", record.reason, record.message));
+                let key =
+                    (record.uid.clone(), record.field_path.clone(), format!("{}{}", record.reason, record.message));
                 let api: Api<Event> = Api::namespaced(client.clone(), &record.namespace);
                 if let Some((name, count)) = seen.get_mut(&key) {
                     *count += 1;

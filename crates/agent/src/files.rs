@@ -86,8 +86,7 @@ pub fn resolv_conf(pod: &Pod, resolver: &Resolver<'_>) -> String {
         Dns::default()
     } else if cluster && !resolver.cluster_dns.is_empty() {
         let (namespace, domain) = (pod.metadata.namespace.as_deref().unwrap_or("default"), resolver.domain);
-        let mut search =
-            vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+        let mut search = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
         for own in host.search {
             if !search.contains(&own) {
                 search.push(own);
@@ -181,7 +180,8 @@ mod tests {
     fn pod(namespace: &str, spec: serde_json::Value) -> Pod {
         let mut spec = spec;
         spec["containers"] = json!([]);
-        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": namespace}, "spec": spec})).expect("pod")
+        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": namespace}, "spec": spec}))
+            .expect("pod")
     }
 
     fn conf(pod: &Pod) -> String {
@@ -193,7 +193,8 @@ mod tests {
     #[test]
     fn seed_141_resolv_conf_has_three_lines() {
         let dns = ["10.96.0.10".parse().expect("ip")];
-        let text = resolv_conf(&pod("default", json!({})), &Resolver { domain: "cluster.local", cluster_dns: &dns, host: "" });
+        let text =
+            resolv_conf(&pod("default", json!({})), &Resolver { domain: "cluster.local", cluster_dns: &dns, host: "" });
         assert_eq!(
             text,
             "search default.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
@@ -212,7 +213,10 @@ mod tests {
         let host = "search example.org\nnameserver 192.0.2.1\noptions timeout:1\n";
         assert_eq!(conf(&pod("default", json!({"dnsPolicy": "Default"}))), host);
         assert_eq!(conf(&pod("default", json!({"hostNetwork": true}))), host);
-        assert!(conf(&pod("default", json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}))).contains("10.96.0.10"));
+        assert!(
+            conf(&pod("default", json!({"hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})))
+                .contains("10.96.0.10")
+        );
         let none = json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.2.3.4"], "searches": ["a.b"],
             "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}});
         assert_eq!(conf(&pod("default", none)), "search a.b\nnameserver 1.2.3.4\noptions ndots:2 edns0\n");
@@ -224,11 +228,17 @@ mod tests {
     fn hosts_is_kubelets() {
         let ips = ["10.244.0.5".parse().expect("ip")];
         let text = hosts(&pod("default", json!({})), &ips, "cluster.local", "");
-        assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n") && text.ends_with("\n10.244.0.5\tweb-0\n"));
+        assert!(
+            text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n")
+                && text.ends_with("\n10.244.0.5\tweb-0\n")
+        );
         let named = json!({"subdomain": "nginx", "hostAliases": [{"ip": "1.1.1.1", "hostnames": ["a", "b"]}]});
         let text = hosts(&pod("default", named), &ips, "cluster.local", "");
         assert!(text.contains("10.244.0.5\tweb-0.nginx.default.svc.cluster.local\tweb-0\n"));
         assert!(text.ends_with("\n# Entries added by HostAliases.\n1.1.1.1\ta\tb\n"));
-        assert!(hosts(&pod("d", json!({"hostNetwork": true})), &[], "x", "127.0.0.1 me\n").contains("(host network).\n127.0.0.1 me"));
+        assert!(
+            hosts(&pod("d", json!({"hostNetwork": true})), &[], "x", "127.0.0.1 me\n")
+                .contains("(host network).\n127.0.0.1 me")
+        );
     }
 }

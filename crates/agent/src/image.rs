@@ -116,7 +116,9 @@ struct Inner {
 /// `nginx:1.25` is `docker.io/library/nginx:1.25`; a name without tag or digest means `latest`.
 pub fn normalise(name: &str) -> Result<Reference, Error> {
     name.parse().map_err(|e| {
-        Error::InvalidName(format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {e}"))
+        Error::InvalidName(format!(
+            "Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {e}"
+        ))
     })
 }
 
@@ -142,7 +144,8 @@ impl Images {
             };
         }
         let client = pull::client(&mirrors);
-        let inner = Inner { root: root.to_owned(), mirrors, client, pulling: Mutex::default(), layers: Mutex::default() };
+        let inner =
+            Inner { root: root.to_owned(), mirrors, client, pulling: Mutex::default(), layers: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -197,7 +200,9 @@ impl Images {
                         inner.pulling.lock().unwrap_or_else(|e| e.into_inner()).remove(&key);
                         result
                     });
-                    task.map(|r| r.unwrap_or_else(|e| Err(Error::Pull(format!("the pull stopped: {e}"))))).boxed().shared()
+                    task.map(|r| r.unwrap_or_else(|e| Err(Error::Pull(format!("the pull stopped: {e}")))))
+                        .boxed()
+                        .shared()
                 })
                 .clone()
         };

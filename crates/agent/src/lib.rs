@@ -234,9 +234,7 @@ impl Agent {
             runtime,
             host_ip,
         });
-        node::register(&ctx)
-            .await
-            .map_err(|source| Error::Register { name: ctx.config.node_name.clone(), source })?;
+        node::register(&ctx).await.map_err(|source| Error::Register { name: ctx.config.node_name.clone(), source })?;
         let stop = cancel.child_token();
         tokio::spawn(node::heartbeat(ctx.clone(), stop.clone()));
         let pods = Arc::new(Pods::default());
@@ -307,8 +305,12 @@ fn uppers(config: &Config) -> io::Result<PathBuf> {
     for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir(dir(name))?;
     }
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", dir("lower").display(), dir("upper").display(), dir("work").display());
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        dir("lower").display(),
+        dir("upper").display(),
+        dir("work").display()
+    );
     let merged = dir("merged");
     if mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str())).is_ok() {
         umount2(&merged, MntFlags::MNT_DETACH)?;

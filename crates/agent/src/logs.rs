@@ -109,9 +109,9 @@ fn which(task: &PodTask, pod: &str, container: &str, previous: bool) -> Result<P
             // While a container waits to be started again, the run that ended last is the previous one.
             let ended = matches!(slot.phase, Phase::Waiting { .. }) && slot.last.is_some();
             let file = if ended { slot.log.clone() } else { slot.previous_log.clone() };
-            return file.filter(|f| f.exists()).ok_or_else(|| {
-                format!("previous terminated container {container:?} in pod {pod:?} not found")
-            });
+            return file
+                .filter(|f| f.exists())
+                .ok_or_else(|| format!("previous terminated container {container:?} in pod {pod:?} not found"));
         }
         match (&slot.log, &slot.phase) {
             (Some(log), _) => Ok(log.clone()),

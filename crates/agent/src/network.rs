@@ -20,7 +20,10 @@ use sys::{
     netns::{self, Kinds},
 };
 
-use crate::{Config, Error, shim::{read_json, write_json}};
+use crate::{
+    Config, Error,
+    shim::{read_json, write_json},
+};
 
 /// Original values of what was changed on the host, so that `down` can put them back after a `kill -9`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -320,7 +323,8 @@ fn set_sysctls(run: &Path, wanted: &[(String, &str)]) -> io::Result<()> {
     let mut changes = Vec::new();
     for (name, value) in wanted {
         let path = Path::new("/proc/sys").join(name);
-        let original = fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        let original =
+            fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
         if original.trim() != *value {
             if !ledger.sysctls.iter().any(|(p, _)| *p == path) {
                 ledger.sysctls.push((path.clone(), original.trim().to_owned()));

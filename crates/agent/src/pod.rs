@@ -488,10 +488,7 @@ impl PodTask {
 }
 
 /// Resolves with `future`, while the sidecars go on living.
-async fn drive<T>(
-    sidecars: &mut FuturesUnordered<BoxFuture<'_, usize>>,
-    future: impl Future<Output = T>,
-) -> T {
+async fn drive<T>(sidecars: &mut FuturesUnordered<BoxFuture<'_, usize>>, future: impl Future<Output = T>) -> T {
     tokio::pin!(future);
     loop {
         tokio::select! {
@@ -563,7 +560,8 @@ fn first_state(pod: &Pod, host_ip: IpAddr, dirs: &prepare::Dirs) -> State {
         .map(|c| slot(c, true, before.and_then(|s| s.init_container_statuses.as_ref())))
         .chain(mains.iter().map(|c| slot(c, false, before.and_then(|s| s.container_statuses.as_ref()))))
         .collect();
-    let failed = before.filter(|_| terminal).and_then(|s| Some((s.reason.clone()?, s.message.clone().unwrap_or_default())));
+    let failed =
+        before.filter(|_| terminal).and_then(|s| Some((s.reason.clone()?, s.message.clone().unwrap_or_default())));
     State {
         start_time: before.and_then(|s| s.start_time.as_ref()).map_or_else(Timestamp::now, |t| t.0),
         ips: if terminal { before.and_then(|s| s.pod_ip.as_ref()?.parse().ok()).into_iter().collect() } else { vec![] },

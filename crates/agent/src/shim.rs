@@ -36,7 +36,6 @@ use sys::process;
 pub mod crilog;
 pub mod exec;
 
-
 /// The overlay that becomes the container's root.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Overlay {
@@ -282,7 +281,8 @@ fn attend(
     for fd in [&out, &err] {
         fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     }
-    let mut streams = [(Some(File::from(out)), crilog::Stream::Stdout), (Some(File::from(err)), crilog::Stream::Stderr)];
+    let mut streams =
+        [(Some(File::from(out)), crilog::Stream::Stdout), (Some(File::from(err)), crilog::Stream::Stderr)];
     let mut status = reap(pid);
     while status.is_none() {
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -10,19 +10,76 @@ use crate::image::{Image, user::User};
 
 /// What container runtimes allow by default.
 const CAPABILITIES: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 const EVERY_CAPABILITY: [&str; 41] = [
-    "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN", "DAC_OVERRIDE",
-    "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN",
-    "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW", "PERFMON", "SETFCAP", "SETGID",
-    "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT",
-    "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
 ];
 const MASKED: [&str; 12] = [
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -206,7 +263,12 @@ fn mounts(i: &Inputs<'_>, privileged: bool) -> Vec<Value> {
 }
 
 fn resources(container: &Container) -> Result<Value, String> {
-    let of = |map: fn(&k8s_openapi::api::core::v1::ResourceRequirements) -> Option<&std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>, name: &str| {
+    let of = |map: fn(
+        &k8s_openapi::api::core::v1::ResourceRequirements,
+    ) -> Option<
+        &std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+    >,
+              name: &str| {
         let found = container.resources.as_ref().and_then(map).and_then(|m| m.get(name));
         found.map(|q| quantity(&q.0).ok_or_else(|| format!("invalid quantity {:?} for {name}", q.0))).transpose()
     };
@@ -257,7 +319,8 @@ pub fn quantity(text: &str) -> Option<f64> {
 
 /// `resourceFieldRef`: the amount in units of the divisor, rounded up.
 pub fn resource_value(container: &Container, resource: &str, divisor: &str) -> Result<String, String> {
-    let (kind, name) = resource.split_once('.').ok_or_else(|| format!("unsupported container resource : {resource}"))?;
+    let (kind, name) =
+        resource.split_once('.').ok_or_else(|| format!("unsupported container resource : {resource}"))?;
     let resources = container.resources.as_ref();
     let map = match kind {
         "limits" => resources.and_then(|r| r.limits.as_ref()),
@@ -352,7 +415,10 @@ mod tests {
             made(json!({"containers": [c]}), &image(), &[("X", "1")]).map(|s| s["process"]["args"].clone())
         };
         assert_eq!(args(json!({})), Ok(json!(["/entry", "default"])));
-        assert_eq!(args(json!({"args": ["a", "$(X)", "$$(X)", "$(Y)"]})), Ok(json!(["/entry", "a", "1", "$(X)", "$(Y)"])));
+        assert_eq!(
+            args(json!({"args": ["a", "$(X)", "$$(X)", "$(Y)"]})),
+            Ok(json!(["/entry", "a", "1", "$(X)", "$(Y)"]))
+        );
         assert_eq!(args(json!({"command": ["c"]})), Ok(json!(["c"])));
         assert_eq!(args(json!({"command": ["c"], "args": ["a"]})), Ok(json!(["c", "a"])));
         let none = made(json!({"containers": [{"name": "c"}]}), &Image::default(), &[]);
@@ -390,7 +456,9 @@ mod tests {
 
     #[test]
     fn quantities_and_resources() {
-        for (text, value) in [("500m", 0.5), ("64Mi", 67_108_864.0), ("1e3", 1000.0), ("2", 2.0), ("1.5Gi", 1_610_612_736.0)] {
+        for (text, value) in
+            [("500m", 0.5), ("64Mi", 67_108_864.0), ("1e3", 1000.0), ("2", 2.0), ("1.5Gi", 1_610_612_736.0)]
+        {
             assert_eq!(quantity(text), Some(value), "{text}");
         }
         assert_eq!(quantity("ten"), None);

@@ -72,7 +72,10 @@ async fn one(client: &Client, pod: &Pod, volume: &Volume, dir: &Path, runtime: &
     } else if let Some(source) = &volume.secret {
         let name = source.secret_name.as_deref().unwrap_or_default();
         let data = secret(client, namespace, name).await?;
-        (select(data, source.items.as_deref(), source.optional, &format!("secret {name:?}"), namespace)?, source.default_mode)
+        (
+            select(data, source.items.as_deref(), source.optional, &format!("secret {name:?}"), namespace)?,
+            source.default_mode,
+        )
     } else if let Some(down) = &volume.downward_api {
         (downward(pod, down.items.as_deref().unwrap_or_default(), runtime)?, down.default_mode)
     } else if let Some(projected) = &volume.projected {
@@ -82,7 +85,10 @@ async fn one(client: &Client, pod: &Pod, volume: &Volume, dir: &Path, runtime: &
         }
         (all, projected.default_mode)
     } else {
-        return Err("this kind of volume is not supported; use emptyDir, configMap, secret, downwardAPI, projected or hostPath".into());
+        return Err(
+            "this kind of volume is not supported; use emptyDir, configMap, secret, downwardAPI, projected or hostPath"
+                .into(),
+        );
     };
     write(&target, &files, mode.unwrap_or(0o644), group).map_err(text)?;
     Ok(target)
@@ -110,7 +116,11 @@ async fn project(
 }
 
 /// The contents of a ConfigMap, `None` when there is none of that name.
-pub async fn config_map(client: &Client, namespace: &str, name: &str) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
+pub async fn config_map(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<BTreeMap<String, Vec<u8>>>, String> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let found = api.get_opt(name).await.map_err(|e| format!("cannot read configmap {name:?}: {e}"))?;
     Ok(found.map(|m| {
@@ -225,7 +235,8 @@ fn host_path(source: &HostPathVolumeSource) -> io::Result<PathBuf> {
         fs::create_dir_all(&path)?;
     }
     let meta = fs::metadata(&path)?;
-    let wrong = |what: &str| Err(io::Error::other(format!("hostPath type check failed: {} is not a {what}", source.path)));
+    let wrong =
+        |what: &str| Err(io::Error::other(format!("hostPath type check failed: {} is not a {what}", source.path)));
     match kind {
         "Directory" | "DirectoryOrCreate" if !meta.is_dir() => wrong("directory"),
         "File" | "FileOrCreate" if !meta.is_file() => wrong("file"),
@@ -278,13 +289,22 @@ mod tests {
     #[test]
     fn files_are_replaced_at_one_instant_and_old_ones_go() {
         let dir = tempfile::tempdir().expect("dir");
-        let files = |v: &str| Files::from([("a".to_owned(), (v.as_bytes().to_vec(), None)), ("d/b".to_owned(), (b"x".to_vec(), Some(0o400)))]);
+        let files = |v: &str| {
+            Files::from([
+                ("a".to_owned(), (v.as_bytes().to_vec(), None)),
+                ("d/b".to_owned(), (b"x".to_vec(), Some(0o400))),
+            ])
+        };
         write(dir.path(), &files("1"), 0o644, None).expect("write");
         assert_eq!(fs::read(dir.path().join("a")).expect("a"), b"1");
         assert_eq!(fs::metadata(dir.path().join("d/b")).expect("b").permissions().mode() & 0o777, 0o400);
         write(dir.path(), &files("2"), 0o644, None).expect("write");
         assert_eq!(fs::read(dir.path().join("a")).expect("a"), b"2");
-        let stamps = fs::read_dir(dir.path()).expect("dir").flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).count();
+        let stamps = fs::read_dir(dir.path())
+            .expect("dir")
+            .flatten()
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .count();
         assert_eq!(stamps, 1);
         let evil = Files::from([("../x".to_owned(), (vec![], None))]);
         assert!(write(dir.path(), &evil, 0o644, None).is_err());

@@ -110,7 +110,7 @@ pub async fn apply(client: &Client, manifest: &Manifest) -> Result<Applied> {
     let resource_name =
         if gvk.group.is_empty() { format!("{plural}/{name}") } else { format!("{plural}.{}/{name}", gvk.group) };
     let explain = |e| refusal(e).context(format!("{}: {resource_name}", manifest.file.display()));
-    let wanted = with_last_applied(object)?;
+    let wanted = with_last_applied(object, namespace.as_deref())?;
     let outcome = match api.get_opt(&name).await.map_err(explain)? {
         None => {
             let object: DynamicObject = serde_json::from_value(wanted)?;
@@ -152,20 +152,18 @@ pub fn refusal(error: kube::Error) -> anyhow::Error {
     }
 }
 
-fn with_last_applied(object: &Value) -> Result<Value> {
-    let mut plain = object.clone();
-    if let Some(annotations) = plain["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
-        annotations.remove(LAST_APPLIED);
+/// As kubectl writes the annotation, to the byte: its next `apply` of the same file then changes nothing.
+fn with_last_applied(object: &Value, namespace: Option<&str>) -> Result<Value> {
+    let mut object = object.clone();
+    let metadata = object["metadata"].as_object_mut().context("metadata is not an object")?;
+    if let Some(namespace) = namespace {
+        metadata.entry("namespace").or_insert_with(|| namespace.into());
     }
-    let text = format!("{}\n", serde_json::to_string(&plain)?);
-    let metadata = plain["metadata"].as_object_mut().context("metadata is not an object")?;
-    metadata
-        .entry("annotations")
-        .or_insert_with(|| Value::Object(Map::new()))
-        .as_object_mut()
-        .context("metadata.annotations is not an object")?
-        .insert(LAST_APPLIED.to_owned(), Value::String(text));
-    Ok(plain)
+    let annotations = metadata.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
+    annotations.as_object_mut().context("metadata.annotations is not an object")?.remove(LAST_APPLIED);
+    let text = format!("{}\n", serde_json::to_string(&object)?);
+    object["metadata"]["annotations"][LAST_APPLIED] = Value::String(text);
+    Ok(object)
 }
 
 /// A JSON merge patch (RFC 7396) that sets what is wanted and removes what the last applied version had and the new
@@ -195,6 +193,14 @@ mod tests {
             three_way(&last, &wanted),
             json!({"spec": {"replicas": 2, "paused": null}, "metadata": {"labels": {"a": null, "b": "2"}}})
         );
+    }
+
+    #[test]
+    fn the_annotation_is_kubectls() {
+        let object = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"name": "a"}, "spec": {}});
+        let applied = with_last_applied(&object, Some("default")).unwrap();
+        let text = r#"{"apiVersion":"v1","kind":"Service","metadata":{"annotations":{},"name":"a","namespace":"default"},"spec":{}}"#;
+        assert_eq!(applied["metadata"]["annotations"][LAST_APPLIED], format!("{text}\n"));
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub fn lines(old: &Snapshot, new: &Snapshot) -> Vec<String> {
                     lines.push(format!("pod {key} is ready{at}"));
                 } else if pod.meta.deleting && !was(&|b| b.meta.deleting) {
                     lines.push(format!("pod {key} is terminating"));
+                } else if pod.meta.deleting {
+                    // Its end is told; the stages on the way are not news.
                 } else if !pod.ready && was(&|b| b.ready) {
                     lines.push(format!("pod {key} is not ready any more{}", because(&pod.reason)));
                 } else if pod.phase == PodPhase::Failed && !was(&|b| b.phase == PodPhase::Failed) {

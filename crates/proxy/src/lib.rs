@@ -7,6 +7,7 @@ mod elements;
 pub mod flows;
 pub mod layout;
 pub mod nftables;
+mod print;
 mod run;
 mod slots;
 pub mod target;

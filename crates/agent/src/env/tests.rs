@@ -110,7 +110,9 @@ fn variables_come_from_everywhere_and_the_containers_own_win() {
     let services = BTreeMap::from([("SVC".to_owned(), "service".to_owned()), ("T".to_owned(), "t".to_owned())]);
     let vars = variables(&pod, &container, &refs, &Runtime::default(), &services).expect("variables");
     let vars: BTreeMap<_, _> = vars.into_iter().collect();
-    for (k, v) in [("A", "1"), ("B", "1v"), ("L", "x"), ("S", "secret"), ("SVC", "own"), ("T", "t"), ("P_k", "v"), ("EMPTY", "")] {
+    for (k, v) in
+        [("A", "1"), ("B", "1v"), ("L", "x"), ("S", "secret"), ("SVC", "own"), ("T", "t"), ("P_k", "v"), ("EMPTY", "")]
+    {
         assert_eq!(vars.get(k).map(String::as_str), Some(v), "{k}");
     }
     refs.config_maps.insert("m".into(), None);

@@ -76,10 +76,7 @@ impl Inner {
         for (blob, diff_id) in manifest.layers.iter().zip(&diff_ids) {
             fetches.push(self.layer(via, blob, diff_id).boxed());
         }
-        let layers: Vec<String> = stream::iter(fetches)
-            .buffered(PARALLEL)
-            .try_collect()
-            .await?;
+        let layers: Vec<String> = stream::iter(fetches).buffered(PARALLEL).try_collect().await?;
         // The digest by which the user would name the image: the list's when there is one.
         let named = list_digest.unwrap_or(digest);
         let image = describe(reference, &manifest, &named, &config, layers);
@@ -101,8 +98,10 @@ impl Inner {
 
     /// Returns the layer's name below `layers`, fetching it unless it is there.
     async fn layer(&self, via: &Reference, blob: &OciDescriptor, diff_id: &str) -> Result<String, String> {
-        let hash = diff_id.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()));
-        let name = hash.ok_or_else(|| format!("the layer digest {diff_id:?} is not a SHA-256 digest"))?[..24].to_owned();
+        let hash =
+            diff_id.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()));
+        let name =
+            hash.ok_or_else(|| format!("the layer digest {diff_id:?} is not a SHA-256 digest"))?[..24].to_owned();
         let lock = self.layer_lock(&name);
         let _held = lock.lock().await;
         let target = self.root.join("layers").join(&name);
@@ -199,7 +198,10 @@ impl tokio::io::AsyncWrite for Bounded {
         self.bytes.extend_from_slice(data);
         std::task::Poll::Ready(Ok(data.len()))
     }
-    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
         std::task::Poll::Ready(Ok(()))
     }
     fn poll_shutdown(

@@ -20,7 +20,8 @@ pub fn lookup(layers: &[PathBuf], user: &str) -> Result<User, String> {
     let group = read(layers, "etc/group");
     let (who, of) = user.split_once(':').unwrap_or((user, ""));
     let who = if who.is_empty() { "0" } else { who };
-    let entry = passwd.iter().find(|f| f[0] == who || (who.parse::<u32>().is_ok() && f.get(2).is_some_and(|u| u == who)));
+    let entry =
+        passwd.iter().find(|f| f[0] == who || (who.parse::<u32>().is_ok() && f.get(2).is_some_and(|u| u == who)));
     let (uid, primary) = match (entry, who.parse()) {
         (Some(f), _) => (number(f, 2)?, number(f, 3)?),
         (None, Ok(uid)) => (uid, 0),
@@ -57,7 +58,10 @@ fn read(layers: &[PathBuf], file: &str) -> Vec<Vec<String>> {
         Err(_) => Some(String::new()),
     });
     let text = text.unwrap_or_default();
-    text.lines().filter(|l| !l.starts_with('#') && l.contains(':')).map(|l| l.split(':').map(str::to_owned).collect()).collect()
+    text.lines()
+        .filter(|l| !l.starts_with('#') && l.contains(':'))
+        .map(|l| l.split(':').map(str::to_owned).collect())
+        .collect()
 }
 
 fn open(root: &Path, file: &str) -> io::Result<String> {
@@ -77,8 +81,11 @@ mod tests {
     fn names_and_numbers() {
         let dir = tempfile::tempdir().expect("dir");
         fs::create_dir(dir.path().join("etc")).expect("etc");
-        fs::write(dir.path().join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnginx:x:101:102:n:/var/www:/bin/false\n")
-            .expect("passwd");
+        fs::write(
+            dir.path().join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\nnginx:x:101:102:n:/var/www:/bin/false\n",
+        )
+        .expect("passwd");
         fs::write(dir.path().join("etc/group"), "root:x:0:\nnginx:x:102:\nextra:x:200:nginx,other\n").expect("group");
         let layers = vec![dir.path().to_owned()];
         let get = |u: &str| lookup(&layers, u);

@@ -99,9 +99,9 @@ pub async fn container(
     });
     let known = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
     for m in container.volume_mounts.iter().flatten() {
-        let volume = volumes.get(&m.name).ok_or_else(|| {
-            format!("cannot find volume {:?} to mount into container {:?}", m.name, container.name)
-        })?;
+        let volume = volumes
+            .get(&m.name)
+            .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", m.name, container.name))?;
         let sub = match (&m.sub_path, &m.sub_path_expr) {
             (Some(sub), _) if !sub.is_empty() => Some(sub.clone()),
             (_, Some(expr)) if !expr.is_empty() => Some(env::expand(expr, known)),

@@ -218,7 +218,9 @@ impl Run<'_> {
         let message = if pulled {
             let took = humantime(Duration::from_millis(began.elapsed().as_millis() as u64));
             let size = image.size;
-            format!("Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes.")
+            format!(
+                "Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes."
+            )
         } else {
             format!("Container image {name:?} already present on machine")
         };
@@ -276,17 +278,8 @@ impl Run<'_> {
         let id = Runtime::new_id();
         let cgroup = ctx.config.cgroup.join(task.uid()).join(&id);
         let termination = task.dirs.termination(name, run);
-        let spec = prepare::container(
-            ctx,
-            &pod,
-            &self.spec,
-            image,
-            self.runtime,
-            self.volumes,
-            &cgroup,
-            &termination,
-        )
-        .await?;
+        let spec =
+            prepare::container(ctx, &pod, &self.spec, image, self.runtime, self.volumes, &cgroup, &termination).await?;
         if self.stop.is_cancelled() {
             return Ok(Launch::Stopped);
         }

@@ -140,9 +140,11 @@ pub fn phase(state: &State, restart_policy: &str) -> &'static str {
             Phase::Waiting { .. } => waiting += 1,
         }
     }
-    let init_failed = state.slots.iter().filter(|s| s.init && !s.sidecar).any(|s| {
-        restart_policy == "Never" && matches!(&s.phase, Phase::Terminated(t) if t.exit_code != 0)
-    });
+    let init_failed = state
+        .slots
+        .iter()
+        .filter(|s| s.init && !s.sidecar)
+        .any(|s| restart_policy == "Never" && matches!(&s.phase, Phase::Terminated(t) if t.exit_code != 0));
     if init_failed {
         return "Failed";
     }
@@ -198,17 +200,31 @@ pub fn compute(pod: &Pod, state: &mut State, now: Timestamp) -> Value {
     list.push(if state.initialized || terminal {
         ("Initialized", true, if phase == "Succeeded" { "PodCompleted" } else { "" }, String::new())
     } else {
-        ("Initialized", false, "ContainersNotInitialized", format!("containers with incomplete status: [{}]", incomplete.join(" ")))
+        (
+            "Initialized",
+            false,
+            "ContainersNotInitialized",
+            format!("containers with incomplete status: [{}]", incomplete.join(" ")),
+        )
     });
     let (reason, message) = not_ready(&unready);
     list.push(if containers_ready && closed.is_empty() {
         ("Ready", true, "", String::new())
     } else if containers_ready {
-        ("Ready", false, "ReadinessGatesNotReady", format!("the status of pod readiness gate {:?} is not \"True\"", closed[0]))
+        (
+            "Ready",
+            false,
+            "ReadinessGatesNotReady",
+            format!("the status of pod readiness gate {:?} is not \"True\"", closed[0]),
+        )
     } else {
         ("Ready", false, reason, message.clone())
     });
-    list.push(if containers_ready { ("ContainersReady", true, "", String::new()) } else { ("ContainersReady", false, reason, message) });
+    list.push(if containers_ready {
+        ("ContainersReady", true, "", String::new())
+    } else {
+        ("ContainersReady", false, reason, message)
+    });
     list.push(("PodScheduled", true, "", String::new()));
 
     let mut conditions: Vec<Value> = list

@@ -128,7 +128,10 @@ mod tests {
             .map(|l| {
                 let mut parts = l.splitn(4, ' ');
                 let time = parts.next().expect("time");
-                assert!(time.parse::<Timestamp>().is_ok() && time.len() == "2026-11-21T00:00:00.000000000Z".len(), "{l}");
+                assert!(
+                    time.parse::<Timestamp>().is_ok() && time.len() == "2026-11-21T00:00:00.000000000Z".len(),
+                    "{l}"
+                );
                 let head = format!("{} {}", parts.next().expect("stream"), parts.next().expect("tag"));
                 (head, parts.next().expect("line").to_owned())
             })
@@ -144,7 +147,8 @@ mod tests {
         w.write(Stream::Stdout, b"o\n\nlast");
         w.finish(Stream::Stdout);
         let got = lines(&dir.path().join("0.log"));
-        let want = [("stdout F", "one"), ("stderr F", "oops"), ("stdout F", "two"), ("stdout F", ""), ("stdout F", "last")];
+        let want =
+            [("stdout F", "one"), ("stderr F", "oops"), ("stdout F", "two"), ("stdout F", ""), ("stdout F", "last")];
         assert_eq!(got, want.map(|(a, b)| (a.to_owned(), b.to_owned())));
     }
 
@@ -155,10 +159,10 @@ mod tests {
         w.write(Stream::Stdout, &vec![b'x'; MAX_LINE + 10]);
         w.write(Stream::Stdout, b"\n");
         let got = lines(&dir.path().join("0.log"));
-        assert_eq!(got.iter().map(|(h, l)| (h.as_str(), l.len())).collect::<Vec<_>>(), [
-            ("stdout P", MAX_LINE),
-            ("stdout F", 10)
-        ]);
+        assert_eq!(
+            got.iter().map(|(h, l)| (h.as_str(), l.len())).collect::<Vec<_>>(),
+            [("stdout P", MAX_LINE), ("stdout F", 10)]
+        );
     }
 
     #[test]
@@ -168,8 +172,10 @@ mod tests {
         for i in 0..40 {
             w.write(Stream::Stdout, format!("line {i}\n").as_bytes());
         }
-        let mut names: Vec<_> =
-            fs::read_dir(dir.path()).expect("dir").map(|e| e.expect("entry").file_name().into_string().expect("utf8")).collect();
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .expect("dir")
+            .map(|e| e.expect("entry").file_name().into_string().expect("utf8"))
+            .collect();
         names.sort();
         assert_eq!(names, ["0.log", "0.log.1", "0.log.2"]);
         let all: Vec<_> = [2, 1, 0].iter().flat_map(|n| lines(&rotated(&dir.path().join("0.log"), *n))).collect();

@@ -33,8 +33,13 @@ pub struct Request {
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub enum ExecResult {
-    Exited { code: i32, output: String },
-    TimedOut { output: String },
+    Exited {
+        code: i32,
+        output: String,
+    },
+    TimedOut {
+        output: String,
+    },
     /// The program could not be started.
     Failed(String),
 }

@@ -104,9 +104,10 @@ impl Api {
         let until = async {
             loop {
                 revision.borrow_and_update();
-                let found = self.all("/events/").into_iter().any(|e| {
-                    e["reason"] == reason && e["message"].as_str().is_some_and(|m| m.contains(text))
-                });
+                let found = self
+                    .all("/events/")
+                    .into_iter()
+                    .any(|e| e["reason"] == reason && e["message"].as_str().is_some_and(|m| m.contains(text)));
                 if found {
                     return;
                 }
@@ -114,7 +115,8 @@ impl Api {
             }
         };
         if tokio::time::timeout(std::time::Duration::from_secs(30), until).await.is_err() {
-            let all: Vec<_> = self.all("/events/").iter().map(|e| format!("{}: {}", e["reason"], e["message"])).collect();
+            let all: Vec<_> =
+                self.all("/events/").iter().map(|e| format!("{}: {}", e["reason"], e["message"])).collect();
             panic!("no event {reason} with {text:?} among {all:#?}");
         }
     }

@@ -11,12 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portolan_agent::{self as agent, Agent, Config, image::Mirror};
 use model::Snapshot;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
+use portolan_agent::{self as agent, Agent, Config, image::Mirror};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,8 @@ fn main() {
         return;
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("namespaces of its own");
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("private mounts");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .expect("private mounts");
     let filter: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     macro_rules! tests {
@@ -147,7 +148,8 @@ impl Node {
 
     /// A pod of the built-in image that runs `args`.
     fn run(&self, name: &str, args: &[&str], more: Value) -> String {
-        let mut spec = json!({"containers": [{"name": "c", "image": "portolan.dev/echo"}], "terminationGracePeriodSeconds": 1});
+        let mut spec =
+            json!({"containers": [{"name": "c", "image": "portolan.dev/echo"}], "terminationGracePeriodSeconds": 1});
         let mut command = vec!["/portolan"];
         command.extend(args);
         spec["containers"][0]["command"] = json!(command);
@@ -271,9 +273,21 @@ async fn get(ip: IpAddr, port: u16) -> String {
 
 async fn seed_148_service_variables_are_in_the_environment() {
     let node = node().await;
-    let text = node.output("env", &["env"], json!({"c.env": [{"name": "X", "value": "$(REDIS_MASTER_SERVICE_HOST)!"},
-        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]})).await;
-    for line in ["REDIS_MASTER_PORT_6379_TCP=tcp://10.96.0.11:6379", "KUBERNETES_SERVICE_HOST=10.96.0.1", "X=10.96.0.11!", "IP=10.244.0.", "HOSTNAME=env"] {
+    let text = node
+        .output(
+            "env",
+            &["env"],
+            json!({"c.env": [{"name": "X", "value": "$(REDIS_MASTER_SERVICE_HOST)!"},
+        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]}),
+        )
+        .await;
+    for line in [
+        "REDIS_MASTER_PORT_6379_TCP=tcp://10.96.0.11:6379",
+        "KUBERNETES_SERVICE_HOST=10.96.0.1",
+        "X=10.96.0.11!",
+        "IP=10.244.0.",
+        "HOSTNAME=env",
+    ] {
         assert!(text.contains(line), "{line} in {text}");
     }
     let text = node.output("bare", &["env"], json!({"enableServiceLinks": false})).await;
@@ -281,10 +295,15 @@ async fn seed_148_service_variables_are_in_the_environment() {
     // A key that does not exist is named, and found once it does.
     let map = json!({"c.env": [{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}], "restartPolicy": "Never"});
     let path = node.run("late", &["env"], map);
-    let waiting = |p: &Value| p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError";
+    let waiting =
+        |p: &Value| p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError";
     let pod = node.api.wait(&path, "waiting", waiting).await;
     assert_eq!(pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"], "configmap \"cm\" not found");
-    node.api.put("/api/v1/namespaces/default/configmaps/cm", json!({"metadata": {"name": "cm"}, "data": {"k": "v"}}), "ADDED");
+    node.api.put(
+        "/api/v1/namespaces/default/configmaps/cm",
+        json!({"metadata": {"name": "cm"}, "data": {"k": "v"}}),
+        "ADDED",
+    );
     node.ended(&path).await;
     assert!(node.logs("late", "").await.1.contains("K=v\n"));
     node.end().await;
@@ -292,7 +311,9 @@ async fn seed_148_service_variables_are_in_the_environment() {
 
 async fn seed_141_the_files_in_etc() {
     let node = node().await;
-    let text = node.output("files", &["cat", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/proc/net/route"], json!({})).await;
+    let text = node
+        .output("files", &["cat", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/proc/net/route"], json!({}))
+        .await;
     assert!(text.starts_with("search default.svc.cluster.local svc.cluster.local cluster.local"), "{text}");
     assert!(text.contains("nameserver 10.96.0.10\n") && text.contains("options ndots:5\n"), "{text}");
     assert!(text.contains("# Kubernetes-managed hosts file.\n") && text.contains("\tfiles\nfiles\n"), "{text}");
@@ -320,7 +341,9 @@ async fn seed_199_a_pod_is_ready_soon_after_its_program_listens() {
     let node_object = node.api.get("/api/v1/nodes/node-1").unwrap();
     assert_eq!(condition(&node_object, "Ready"), "True");
     assert_eq!(node_object["spec"]["podCIDR"], "10.244.0.0/24");
-    node.api.wait("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-1", "there", |l| !l.is_null()).await;
+    node.api
+        .wait("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node-1", "there", |l| !l.is_null())
+        .await;
     let began = Instant::now();
     node.end().await;
     println!("shutdown with 12 pods: {:?}", began.elapsed());
@@ -331,8 +354,10 @@ async fn seed_205_images_are_pulled_verified_and_refused() {
     let address = registry::start(&program).await;
     let mirror = Mirror { host: "docker.io".into(), address: address.to_string(), plain: true };
     let node = node_with(vec![mirror]).await;
-    let pod = |image: &str, args: &[&str]| json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": image, "args": args,
-        "imagePullPolicy": "IfNotPresent", "securityContext": {"runAsUser": 101}}]});
+    let pod = |image: &str, args: &[&str]| {
+        json!({"restartPolicy": "Never", "containers": [{"name": "c", "image": image, "args": args,
+        "imagePullPolicy": "IfNotPresent", "securityContext": {"runAsUser": 101}}]})
+    };
     let path = node.create("good", pod("app:1", &["id"]));
     let twin = node.create("twin", pod("docker.io/library/app:1", &["env"]));
     let ended = node.ended(&path).await;
@@ -347,7 +372,9 @@ async fn seed_205_images_are_pulled_verified_and_refused() {
     let layers = std::fs::read_dir(node.config.data_dir.join("images/layers")).unwrap().count();
     assert_eq!(layers, 1, "one layer for both pods");
 
-    let reason = |p: &Value| p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned();
+    let reason = |p: &Value| {
+        p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"].as_str().unwrap_or_default().to_owned()
+    };
     for (name, image, cause) in [("none", "app:nope", "not found"), ("liar", "app:broken", "the image says sha256:")] {
         let path = node.create(name, pod(image, &[]));
         node.api.wait(&path, "ErrImagePull", |p| reason(p) == "ErrImagePull").await;
@@ -372,10 +399,20 @@ async fn a_failing_container_is_restarted_with_back_off() {
     let node = node().await;
     let path = node.run("crash", &["say", "boom", "exit", "3"], json!({}));
     let status = |p: &Value| p["status"]["containerStatuses"][0].clone();
-    let pod = node.api.wait(&path, "backing off", |p| status(p)["state"]["waiting"]["reason"] == "CrashLoopBackOff").await;
+    let pod =
+        node.api.wait(&path, "backing off", |p| status(p)["state"]["waiting"]["reason"] == "CrashLoopBackOff").await;
     let s = status(&pod);
-    assert_eq!((s["restartCount"].as_i64(), s["lastState"]["terminated"]["exitCode"].as_i64()), (Some(1), Some(3)), "{s:#}");
-    assert!(s["state"]["waiting"]["message"].as_str().unwrap().starts_with("back-off 10s restarting failed container=c pod=crash_default("));
+    assert_eq!(
+        (s["restartCount"].as_i64(), s["lastState"]["terminated"]["exitCode"].as_i64()),
+        (Some(1), Some(3)),
+        "{s:#}"
+    );
+    assert!(
+        s["state"]["waiting"]["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("back-off 10s restarting failed container=c pod=crash_default(")
+    );
     assert_eq!(pod["status"]["phase"], "Running");
     node.api.wait_event("BackOff", "Back-off restarting failed container c in pod crash_default(").await;
     let (code, text) = node.logs("crash", "previous=true").await;
@@ -395,7 +432,11 @@ async fn a_failing_container_is_restarted_with_back_off() {
 async fn init_containers_run_first_and_volumes_are_shared() {
     let node = node().await;
     let mount = json!([{"name": "v", "mountPath": "/v"}, {"name": "cm", "mountPath": "/cm"}]);
-    node.api.put("/api/v1/namespaces/default/configmaps/cm", json!({"metadata": {"name": "cm"}, "data": {"key": "from map\n"}}), "ADDED");
+    node.api.put(
+        "/api/v1/namespaces/default/configmaps/cm",
+        json!({"metadata": {"name": "cm"}, "data": {"key": "from map\n"}}),
+        "ADDED",
+    );
     let spec = json!({"restartPolicy": "Never", "volumes": [{"name": "v", "emptyDir": {"medium": "Memory"}}, {"name": "cm", "configMap": {"name": "cm"}}],
         "initContainers": [{"name": "i", "image": "portolan.dev/echo", "command": ["/portolan", "write", "/v/f", "from init\n"], "volumeMounts": mount}],
         "containers": [{"name": "c", "image": "portolan.dev/echo", "command": ["/portolan", "cat", "/v/f", "/cm/key"], "volumeMounts": mount}]});
@@ -419,10 +460,18 @@ async fn init_containers_run_first_and_volumes_are_shared() {
 async fn probes_of_all_kinds_decide() {
     let node = node().await;
     let exec = |file: &str| json!({"exec": {"command": ["/portolan", "exists", file]}, "periodSeconds": 1});
-    let path = node.run("exec", &["echo"], json!({"c.readinessProbe": exec("/etc/passwd"), "c.livenessProbe": {"tcpSocket": {"port": 8080}}}));
+    let path = node.run(
+        "exec",
+        &["echo"],
+        json!({"c.readinessProbe": exec("/etc/passwd"), "c.livenessProbe": {"tcpSocket": {"port": 8080}}}),
+    );
     node.ready(&path).await;
-    let not = node.run("not", &["echo"], json!({"c.readinessProbe": exec("/no"),
-        "c.livenessProbe": {"httpGet": {"port": 9, "path": "/"}, "periodSeconds": 1, "failureThreshold": 1}}));
+    let not = node.run(
+        "not",
+        &["echo"],
+        json!({"c.readinessProbe": exec("/no"),
+        "c.livenessProbe": {"httpGet": {"port": 9, "path": "/"}, "periodSeconds": 1, "failureThreshold": 1}}),
+    );
     node.api.wait_event("Unhealthy", "Liveness probe failed: Get \"http://10.244.0.").await;
     node.api.wait_event("Killing", "Container c failed liveness probe, will be restarted").await;
     let again = |p: &Value| p["status"]["containerStatuses"][0]["restartCount"].as_i64() >= Some(1);
@@ -442,7 +491,10 @@ async fn logs_are_served_followed_and_previous() {
     assert!(stamped.split(' ').next().unwrap().ends_with('Z') && stamped.ends_with(" line 999\n"), "{stamped}");
     assert!(node.logs("lines", "sinceTime=2099-01-01T00:00:00Z").await.1.is_empty());
     let (code, text) = node.logs("lines", "previous=true").await;
-    assert!(code == 400 && text.contains("previous terminated container \\\"c\\\" in pod \\\"lines\\\" not found"), "{text}");
+    assert!(
+        code == 400 && text.contains("previous terminated container \\\"c\\\" in pod \\\"lines\\\" not found"),
+        "{text}"
+    );
     assert_eq!(node.logs("nobody", "").await.0, 404);
     let path = node.run("follow", &["say", "hello", "sleep"], json!({}));
     node.ready(&path).await;
@@ -466,9 +518,13 @@ async fn a_user_has_no_capabilities_and_signals_are_normal() {
     // Rust itself ignores SIGPIPE at its start (bit 12); nothing else may be ignored or blocked.
     assert!(root.contains("SigBlk:\t0000000000000000") && root.contains("SigIgn:\t0000000000001000"), "{root}");
     let path = node.run("refused", &["id"], json!({"c.securityContext": {"runAsNonRoot": true}}));
-    let waiting = |p: &Value| p["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap_or_default().to_owned();
+    let waiting = |p: &Value| {
+        p["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap_or_default().to_owned()
+    };
     let pod = node.api.wait(&path, "refused", |p| waiting(p).contains("runAsNonRoot")).await;
-    assert!(waiting(&pod).starts_with("container has runAsNonRoot and image will run as root (pod: \"refused_default("));
+    assert!(
+        waiting(&pod).starts_with("container has runAsNonRoot and image will run as root (pod: \"refused_default(")
+    );
     node.end().await;
 }
 
@@ -488,7 +544,12 @@ async fn a_killed_agents_pods_are_adopted() {
 
     let second = begin(&api, config, dir).await;
     let after = second.ready(&path).await;
-    let same = |what: &str| assert_eq!(before["status"]["containerStatuses"][0][what], after["status"]["containerStatuses"][0][what], "{what}");
+    let same = |what: &str| {
+        assert_eq!(
+            before["status"]["containerStatuses"][0][what], after["status"]["containerStatuses"][0][what],
+            "{what}"
+        )
+    };
     same("containerID");
     same("restartCount");
     assert_eq!(ip(&before), ip(&after));

@@ -48,13 +48,16 @@ pub async fn start(program: &[u8]) -> SocketAddr {
         let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest, "size": config_size},
             "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", "digest": layer_digest, "size": layer_size}]});
-        let (manifest_digest, manifest_size) = put("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes());
-        let platform = |arch| json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest_digest,
-            "size": manifest_size, "platform": {"architecture": arch, "os": "linux"}});
+        let (manifest_digest, manifest_size) =
+            put("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes());
+        let platform = |arch| {
+            json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest_digest,
+            "size": manifest_size, "platform": {"architecture": arch, "os": "linux"}})
+        };
         json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
             "manifests": [platform("amd64"), platform("arm64")]})
-            .to_string()
-            .into_bytes()
+        .to_string()
+        .into_bytes()
     };
     let good = image(digest(&plain));
     let bad = image(digest(b"something else"));
@@ -77,10 +80,11 @@ pub async fn start(program: &[u8]) -> SocketAddr {
 
 async fn serve(State(blobs): State<Blobs>, Path(name): Path<String>) -> Response {
     match blobs.get(&name) {
-        Some((kind, bytes)) => {
-            ([(header::CONTENT_TYPE, *kind), (header::HeaderName::from_static("docker-content-digest"), &digest(bytes))], bytes.clone())
-                .into_response()
-        }
+        Some((kind, bytes)) => (
+            [(header::CONTENT_TYPE, *kind), (header::HeaderName::from_static("docker-content-digest"), &digest(bytes))],
+            bytes.clone(),
+        )
+            .into_response(),
         None => {
             let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown", "detail": {}}]});
             (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()

@@ -205,13 +205,15 @@ impl Incoming<ReadHalf<Connection>> {
         let gone = self.over.child_token();
         let input = (flags & FLAG_FIN == 0).then_some(input);
         self.streams.insert(id, Inlet { input, gone: gone.clone() });
-        // The reply's header block: a zlib stream may hold stored blocks only, and an empty list needs no more.
+        // The reply's header block: a zlib stream may hold stored blocks only, and an empty list needs no more. The empty
+        // block after it is a flush, without which Go's reader waits for what follows.
         let mut block = Vec::new();
         if !self.inflate.replied {
             block.extend_from_slice(&[0x78, 0x01]);
             self.inflate.replied = true;
         }
         block.extend_from_slice(&[0x00, 0x04, 0x00, 0xfb, 0xff, 0, 0, 0, 0]);
+        block.extend_from_slice(&[0x00, 0x00, 0x00, 0xff, 0xff]);
         let mut reply = control_head(SYN_REPLY, 4 + block.len());
         reply.put_u32(id);
         reply.extend_from_slice(&block);

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
-use model::{PodPhase, Snapshot};
+use model::{Exposure, ObjectKey, PodPhase, Snapshot, selects};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -79,8 +79,6 @@ enum Never {}
 
 async fn show(app: &App, manifests: &[Manifest], wait: Duration) -> Result<Never> {
     let mut snapshot = app.snapshot.clone();
-    // The journal begins before the objects are applied: what follows from them is the first thing to read.
-    let mut last = snapshot.borrow_and_update().clone();
     let mut applied = Vec::new();
     for manifest in manifests {
         let one = apply::apply(&app.client, manifest).await?;
@@ -90,7 +88,8 @@ async fn show(app: &App, manifests: &[Manifest], wait: Duration) -> Result<Never
     if !applied.is_empty() {
         wait_for_pods(&mut snapshot, &applied, wait).await?;
     }
-    print_ways(app);
+    let mut last = snapshot.borrow_and_update().clone();
+    print_ways(app, &last);
     loop {
         snapshot.changed().await.context("the cluster's view ended")?;
         let now = snapshot.borrow_and_update().clone();
@@ -106,8 +105,8 @@ fn clock() -> String {
     jiff::Timestamp::now().strftime("%H:%M:%S").to_string()
 }
 
-fn print_ways(app: &App) {
-    let rows = overview::rows(&app.snapshot.borrow().clone(), &admin::place(&app.config));
+fn print_ways(app: &App, snapshot: &Snapshot) {
+    let rows = overview::rows(snapshot, &admin::place(&app.config));
     println!("\n{}\n", overview::table(&rows));
     println!("DNS answers at {} for pods and this machine.", app.config.dns_service_ip);
     println!("For kubectl, in another terminal:\n");
@@ -115,18 +114,23 @@ fn print_ways(app: &App) {
     println!("Ctrl-C stops it and removes everything it made. What changes from here on:\n");
 }
 
-/// What the pods of the applied workloads still lack.
+/// What the applied workloads and Services still lack.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Progress {
     ready: usize,
     /// The first reason a pod gives.
     reason: Option<String>,
+    /// Every applied Service has its address, and its endpoints agree with the pods.
+    settled: bool,
 }
 
 fn progress(snapshot: &Snapshot, applied: &[Applied]) -> Progress {
-    let mut p = Progress::default();
+    let mut p = Progress { settled: true, ..Progress::default() };
     for one in applied {
         let namespace = one.namespace.as_deref().unwrap_or_default();
+        if one.kind == "Service" {
+            p.settled &= settled(snapshot, namespace, &one.name);
+        }
         for pod in snapshot.pods_in(namespace) {
             // Pods of a workload carry its name; a bare pod is its own.
             let name = &pod.meta.key.name;
@@ -140,7 +144,7 @@ fn progress(snapshot: &Snapshot, applied: &[Applied]) -> Progress {
             };
             if of_it && !pod.meta.deleting && pod.phase != PodPhase::Succeeded {
                 p.ready += usize::from(pod.ready);
-                if p.reason.is_none() && !pod.ready && !pod.reason.is_empty() {
+                if p.reason.is_none() && !pod.ready && !pod.reason.is_empty() && !passing(&pod.reason) {
                     p.reason = Some(format!("{name}: {}", pod.reason));
                 }
             }
@@ -149,15 +153,26 @@ fn progress(snapshot: &Snapshot, applied: &[Applied]) -> Progress {
     p
 }
 
+/// Stages that every pod goes through say nothing about what keeps one.
+fn passing(reason: &str) -> bool {
+    ["ContainerCreating", "ContainersNotReady", "PodInitializing"].iter().any(|stage| reason.starts_with(stage))
+}
+
+fn settled(snapshot: &Snapshot, namespace: &str, name: &str) -> bool {
+    let Some(service) = snapshot.services.get(&ObjectKey::new(namespace, name)) else { return false };
+    let addressed = !matches!(&service.exposure, Exposure::LoadBalancer(lb) if lb.ingress.is_empty() && lb.class.is_none());
+    let Some(selector) = service.selector.as_ref().filter(|s| !s.is_empty()) else { return addressed };
+    let pods = snapshot.pods_in(namespace).filter(|p| p.ready && !p.meta.deleting && selects(selector, &p.meta.labels));
+    let slices = snapshot.slices_of(&service.meta.key);
+    addressed && slices.iter().flat_map(|s| &s.endpoints).filter(|e| e.ready).count() >= pods.count()
+}
+
 async fn wait_for_pods(
     snapshot: &mut watch::Receiver<Arc<Snapshot>>,
     applied: &[Applied],
     patience: Duration,
 ) -> Result<()> {
     let wanted: usize = applied.iter().map(|a| a.replicas).sum();
-    if wanted == 0 {
-        return Ok(());
-    }
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(wanted as u64) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} pods ready {pos}/{len} {msg}")?);
     bar.enable_steady_tick(Duration::from_millis(120));
@@ -167,9 +182,11 @@ async fn wait_for_pods(
         let p = progress(&snapshot.borrow_and_update().clone(), applied);
         bar.set_position(p.ready.min(wanted) as u64);
         bar.set_message(p.reason.clone().unwrap_or_default());
-        if p.ready >= wanted {
+        if p.ready >= wanted && p.settled {
             bar.finish_and_clear();
-            println!("{wanted} of {wanted} pods are ready.");
+            if wanted > 0 {
+                println!("{wanted} of {wanted} pods are ready.");
+            }
             return Ok(());
         }
         if p.reason.is_some() && p.reason != last_reason {
