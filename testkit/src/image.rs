@@ -53,7 +53,7 @@ impl Layer {
         let diff_id = format!("sha256:{}", sha256(&archive));
         let bytes = match compression {
             Compression::Gzip => {
-                let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+                let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 out.write_all(&archive)?;
                 out.finish()?
             }

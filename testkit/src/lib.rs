@@ -16,6 +16,7 @@ pub mod place;
 pub mod program;
 pub mod registry;
 pub mod table;
+pub mod upstream;
 pub mod wait;
 
 pub use kubectl::{Kubectl, Output};
@@ -23,4 +24,5 @@ pub use lab::Lab;
 pub use place::Place;
 pub use program::{Exit, Up};
 pub use registry::Registry;
+pub use upstream::Upstream;
 pub use wait::until;

@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::{Kubectl, Lab, Place, Registry, Up, until};
+use testkit::{Kubectl, Lab, Place, Registry, Up, Upstream, until};
 
 /// Long enough for an image to be pulled and unpacked while two processors compile something else.
 pub const LONG: Duration = Duration::from_secs(120);
@@ -19,6 +19,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 pub struct World {
     pub lab: Lab,
     pub registry: Registry,
+    pub upstream: Upstream,
     pub up: Mutex<Option<Up>>,
 }
 
@@ -37,8 +38,9 @@ impl World {
     pub fn start(arguments: &[&str]) -> World {
         let lab = Lab::new("test").unwrap_or_else(|e| panic!("{e:#}"));
         let registry = Registry::start(&lab).unwrap_or_else(|e| panic!("{e:#}"));
+        let upstream = Upstream::start(&lab).unwrap_or_else(|e| panic!("{e:#}"));
         let up = Up::start(&lab, arguments).unwrap_or_else(|e| panic!("{e:#}"));
-        World { lab, registry, up: Mutex::new(Some(up)) }
+        World { lab, registry, upstream, up: Mutex::new(Some(up)) }
     }
 
     /// The kubectl of today in a new namespace.

@@ -33,6 +33,19 @@ fn web_app_answers(lab: &Lab, up: &Up) {
     answers(&lab.node(), &format!("{}:80", cluster_ip(&kubectl, "web-app-internal")), "/hostname");
 }
 
+/// What there is once nothing changes any more.
+fn settled(lab: &Lab) -> Vec<String> {
+    let mut last = Vec::new();
+    let mut quiet = 0;
+    until(SOON, "a quiet moment", || {
+        pause(Duration::from_millis(100));
+        let now = traces(lab).map_err(|e| format!("{e:#}"))?;
+        quiet = if now == last { quiet + 1 } else { 0 };
+        last = now;
+        if quiet >= 5 { Ok(last.clone()) } else { Err("it still changes".to_owned()) }
+    })
+}
+
 fn nothing_left(lab: &Lab, before: &[String]) {
     let after = traces(lab).expect("traces");
     let (old, new) = (before.iter().collect::<BTreeSet<_>>(), after.iter().collect::<BTreeSet<_>>());
@@ -102,7 +115,7 @@ fn a_kill_without_down_is_repaired_by_the_next_up() {
 fn a_second_up_on_the_same_directory_is_refused_in_one_sentence() {
     let lab = lab("second");
     let first = start(&lab, &[]);
-    let with_first = traces(&lab).expect("traces");
+    let with_first = settled(&lab);
     let second = portolan(&lab, "up").expect("the program");
     assert_ne!(second.code, 0);
     assert!(second.stderr.contains("another portolan") && second.stderr.contains("/var/lib/portolan"), "{second:?}");

@@ -184,6 +184,26 @@ fn headless_names_and_named_ports() {
     );
 }
 
+#[test]
+fn seed_076_077_names_of_the_outside_are_asked_there() {
+    let world = world();
+    let kubectl = world.namespace("row-76");
+    assert_eq!(world.dig("+short www.iij.ad.jp").trim(), "202.232.2.180");
+    assert!(world.dig("nobody.example.com").contains("status: NXDOMAIN"));
+    kubectl.apply(&example("articles/nginx-external-name.yaml")).ok();
+    let asked = world.upstream.asked();
+    let name = "nginx.row-76.svc.cluster.local.";
+    let said = world.dig(&format!("+noall +answer {name}"));
+    let lines: Vec<Vec<&str>> = said.lines().map(|l| l.split_whitespace().collect()).collect();
+    assert!(lines.len() == 2, "{said}");
+    assert_eq!(lines[0], [name, "30", "IN", "CNAME", "www.iij.ad.jp."]);
+    assert_eq!((lines[1][0], &lines[1][2..]), ("www.iij.ad.jp.", &["IN", "A", "202.232.2.180"][..]));
+    assert!(lines[1][1].parse::<u32>().is_ok_and(|ttl| ttl <= 30), "seed_077: {said}");
+    // Names of the cluster are never asked outside.
+    world.dig("nobody.default.svc.cluster.local");
+    assert!(world.upstream.asked() <= asked + 2);
+}
+
 /// The variables of a running pod, as it was started.
 fn variables(world: &World, kubectl: &Kubectl, name: &str) -> BTreeSet<String> {
     kubectl.apply(&pod(name, "busybox", r#"["sleep", "86400"]"#)).ok();

@@ -106,7 +106,7 @@ pub struct Images {
 struct Inner {
     root: PathBuf,
     mirrors: Vec<Mirror>,
-    client: oci_client::Client,
+    clients: pull::Clients,
     /// By normalised reference: a second pod waits for the first one's pull.
     pulling: Mutex<HashMap<String, Pulling>>,
     /// By layer name, so that two images which share a layer fetch it once.
@@ -115,11 +115,16 @@ struct Inner {
 
 /// `nginx:1.25` is `docker.io/library/nginx:1.25`; a name without tag or digest means `latest`.
 pub fn normalise(name: &str) -> Result<Reference, Error> {
-    name.parse().map_err(|e| {
-        Error::InvalidName(format!(
-            "Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {e}"
-        ))
-    })
+    let invalid = |cause: String| {
+        let what = format!("couldn't parse image name {name:?}: {cause}");
+        Error::InvalidName(format!("Failed to apply default image tag {name:?}: {what}"))
+    };
+    let reference: Reference = name.parse().map_err(|e| invalid(format!("invalid reference format: {e}")))?;
+    if reference.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+        let repository = reference.repository();
+        return Err(invalid(format!("invalid reference format: repository name ({repository}) must be lowercase")));
+    }
+    Ok(reference)
 }
 
 /// `imagePullPolicy` when the API server has not filled it in: `Always` for `latest`, which moves.
@@ -143,9 +148,9 @@ impl Images {
                 fs::remove_file(entry.path())
             };
         }
-        let client = pull::client(&mirrors);
+        let clients = pull::Clients::new();
         let inner =
-            Inner { root: root.to_owned(), mirrors, client, pulling: Mutex::default(), layers: Mutex::default() };
+            Inner { root: root.to_owned(), mirrors, clients, pulling: Mutex::default(), layers: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 

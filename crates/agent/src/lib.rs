@@ -20,6 +20,7 @@ use kube::{
 };
 use model::Snapshot;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use sha2::{Digest, Sha256};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -98,7 +99,7 @@ impl Config {
             mirrors: vec![],
             shim: vec!["/proc/self/exe".into(), "__shim".into()],
             bridge: "portolan0".into(),
-            cgroup: "/portolan".into(),
+            cgroup: cgroup(run_dir),
             max_pods: 250,
             log_max_bytes: 10 << 20,
             log_max_files: 5,
@@ -136,6 +137,15 @@ impl Config {
             log_max_files: self.log_max_files,
         }
     }
+}
+
+/// Two agents on one machine have two run directories, and must not clean up each other's cgroups.
+fn cgroup(run_dir: &Path) -> PathBuf {
+    if run_dir == Path::new("/run/portolan") {
+        return "/portolan".into();
+    }
+    let hash = image::hex(&Sha256::digest(run_dir.as_os_str().as_encoded_bytes()));
+    format!("/portolan-{}", &hash[..8]).into()
 }
 
 /// What every pod's task shares.
@@ -238,6 +248,7 @@ impl Agent {
         let stop = cancel.child_token();
         tokio::spawn(node::heartbeat(ctx.clone(), stop.clone()));
         let pods = Arc::new(Pods::default());
+        forget_uppers(&ctx.runtime);
         let leftovers = Leftovers::find(&ctx);
         let watching = tokio::spawn(watch_pods(ctx.clone(), pods.clone(), leftovers, stop.clone()));
         Ok(Self { ctx, pods, stop, watching: Mutex::new(Some(watching)) })
@@ -326,6 +337,24 @@ fn uppers(config: &Config) -> io::Result<PathBuf> {
     Ok(other)
 }
 
+/// After a reboot the run directory is empty: writable layers without a container are of no use to anybody.
+fn forget_uppers(runtime: &Runtime) {
+    for entry in fs::read_dir(&runtime.uppers).into_iter().flatten().flatten() {
+        if !runtime.run.join(entry.file_name()).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Removes the logs and volumes of pods that the API does not know.
+fn forget_pods(config: &Config, known: &HashSet<String>) {
+    for entry in fs::read_dir(config.data_dir.join("pods")).into_iter().flatten().flatten() {
+        if !entry.file_name().to_str().is_some_and(|uid| known.contains(uid)) {
+            volume::remove(&entry.path());
+        }
+    }
+}
+
 /// What an earlier agent left, by pod.
 struct Leftovers {
     by_pod: HashMap<String, Adopted>,
@@ -369,7 +398,6 @@ impl Leftovers {
             });
             let _ = ended.await;
             ctx.network.remove(&uid).await;
-            volume::remove(&pod::prepare::Dirs::of(&ctx.config.data_dir, &uid).root);
             remove_cgroup(&ctx.config.cgroup.join(&uid));
         }
     }
@@ -386,6 +414,7 @@ async fn watch_pods(ctx: Arc<Context>, pods: Arc<Pods>, mut leftovers: Leftovers
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", ctx.config.node_name));
     let mut events = watcher(api, config).default_backoff().boxed();
     let mut seen = HashSet::new();
+    let mut listed = false;
     let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
     loop {
         let event = tokio::select! {
@@ -406,7 +435,11 @@ async fn watch_pods(ctx: Arc<Context>, pods: Arc<Pods>, mut leftovers: Leftovers
                         task.want(|d| d.gone = true);
                     }
                 }
-                leftovers.drop_unclaimed(&ctx).await;
+                if !listed {
+                    listed = true;
+                    leftovers.drop_unclaimed(&ctx).await;
+                    forget_pods(&ctx.config, &seen);
+                }
             }
             Some(Ok(watcher::Event::Apply(pod))) => apply(&ctx, &pods, &mut leftovers, pod),
             Some(Ok(watcher::Event::Delete(pod))) => {

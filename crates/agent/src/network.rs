@@ -146,7 +146,7 @@ impl Network {
         links.up(bridge, None).await.map_err(net)?;
         let address = IpNet::new(gateway, config.pod_cidr.prefix_len()).map_err(|e| Error::Network(e.to_string()))?;
         links.add_address(bridge, address).await.map_err(net)?;
-        for to in &config.routes {
+        for to in config.routes.iter().filter(|r| r.addr().is_ipv4() == gateway.is_ipv4()) {
             let route = Route { to: *to, via: None, src: Some(gateway) };
             links.add_route(bridge, route).await.map_err(net)?;
         }

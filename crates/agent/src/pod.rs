@@ -11,7 +11,7 @@ use std::{
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as ContainerSpec, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod};
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
@@ -28,12 +28,13 @@ use crate::{
     volume,
 };
 
+mod before;
 pub mod prepare;
 pub mod run;
 pub mod status;
 
 use run::{End, Restart, Run};
-use status::{Phase, Slot, State, Terminated};
+use status::{Phase, State};
 
 /// What the pod is to be.
 #[derive(Clone)]
@@ -70,7 +71,7 @@ impl PodTask {
     pub fn new(ctx: Arc<Context>, pod: Arc<Pod>) -> Arc<Self> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let dirs = prepare::Dirs::of(&ctx.config.data_dir, &uid);
-        let state = first_state(&pod, ctx.host_ip, &dirs);
+        let state = before::first_state(&pod, ctx.host_ip, &dirs);
         Arc::new(Self {
             dirs,
             uid,
@@ -170,6 +171,8 @@ impl PodTask {
 
     /// The whole life. Returns when nothing of the pod is left on this node, or when the agent stops.
     pub async fn run(self: Arc<Self>, adopted: Adopted) {
+        let pod = self.pod();
+        self.update(|s| before::adopt(s, &pod, &adopted));
         let writer = tokio::spawn(self.clone().keep_status());
         let over = self.read(|s| s.finished);
         if !over {
@@ -228,7 +231,10 @@ impl PodTask {
                 }
             }
         }
-        self.update(|s| s.finished = true);
+        // An agent that stops says nothing about its pods: the next one runs them again.
+        if self.desired.borrow().shutdown.is_none() {
+            self.update(|s| s.finished = true);
+        }
     }
 
     fn event(&self, kind: event::Kind, reason: &'static str, message: String) {
@@ -357,7 +363,7 @@ impl PodTask {
                 };
                 go_on = drive(&mut sidecars, ready).await;
             } else if resumed {
-                self.update(|s| complete(&mut s.slots[index]));
+                // Already completed when the pod was adopted.
             } else {
                 // An init container is run again until it succeeds, unless the pod is never restarted.
                 let restart = if policy == Restart::Never { Restart::Never } else { Restart::OnFailure };
@@ -432,16 +438,16 @@ impl PodTask {
         let mut written = self.written.lock().await;
         let mut wait = Duration::from_millis(50);
         loop {
-            let (pod, gone) = {
+            let (pod, silent) = {
                 let desired = self.desired.borrow();
-                (desired.pod.clone(), desired.gone)
+                (desired.pod.clone(), desired.gone || desired.shutdown.is_some())
             };
             // The lock is taken without counting a change: this is the reader of changes.
             let status = {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 status::compute(&pod, &mut state, Timestamp::now())
             };
-            if gone || written.as_ref() == Some(&status) {
+            if silent || written.as_ref() == Some(&status) {
                 return;
             }
             // The uid keeps the status of an old pod away from a new one of the same name.
@@ -504,98 +510,4 @@ fn deleting(pod: &Pod) -> bool {
 
 fn since(t: Timestamp) -> Duration {
     Timestamp::now().duration_since(t).try_into().unwrap_or_default()
-}
-
-/// An init container that an earlier agent saw succeed.
-fn complete(slot: &mut Slot) {
-    let ended = slot.last.clone().unwrap_or_else(|| Terminated {
-        exit_code: 0,
-        signal: None,
-        reason: "Completed".into(),
-        message: String::new(),
-        started_at: None,
-        finished_at: Timestamp::now(),
-        container_id: slot.container_id.clone(),
-    });
-    slot.phase = Phase::Terminated(ended);
-    slot.restart_count = slot.restart_count.saturating_sub(1).max(0);
-}
-
-/// Before anything has happened here: what the API says of earlier runs, and that nothing runs now.
-fn first_state(pod: &Pod, host_ip: IpAddr, dirs: &prepare::Dirs) -> State {
-    let spec = pod.spec.as_ref();
-    let before = pod.status.as_ref();
-    let inits = spec.and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
-    let mains = spec.map(|s| s.containers.as_slice()).unwrap_or_default();
-    let waiting = if inits.is_empty() { "ContainerCreating" } else { "PodInitializing" };
-    let terminal = before.and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed");
-    let slot = |c: &ContainerSpec, init: bool, all: Option<&Vec<ContainerStatus>>| {
-        let known = all.and_then(|l| l.iter().find(|s| s.name == c.name));
-        let ran = known.is_some_and(|s| s.container_id.as_deref().is_some_and(|i| !i.is_empty()));
-        let count = known.map_or(0, |s| s.restart_count);
-        let last = known.filter(|_| ran).map(ended_before);
-        let phase = match &last {
-            Some(ended) if terminal => Phase::Terminated(ended.clone()),
-            _ => Phase::waiting(waiting, ""),
-        };
-        Slot {
-            name: c.name.clone(),
-            init,
-            sidecar: init && c.restart_policy.as_deref() == Some("Always"),
-            image: c.image.clone().unwrap_or_default(),
-            phase,
-            last,
-            restart_count: if ran && !terminal { count + 1 } else { count },
-            image_id: known.map(|s| s.image_id.clone()).unwrap_or_default(),
-            container_id: known.and_then(|s| s.container_id.clone()).unwrap_or_default(),
-            started: false,
-            ready: false,
-            log: ran.then(|| dirs.log(&c.name, count)),
-            previous_log: (ran && count > 0).then(|| dirs.log(&c.name, count - 1)),
-            live: None,
-        }
-    };
-    let slots = inits
-        .iter()
-        .map(|c| slot(c, true, before.and_then(|s| s.init_container_statuses.as_ref())))
-        .chain(mains.iter().map(|c| slot(c, false, before.and_then(|s| s.container_statuses.as_ref()))))
-        .collect();
-    let failed =
-        before.filter(|_| terminal).and_then(|s| Some((s.reason.clone()?, s.message.clone().unwrap_or_default())));
-    State {
-        start_time: before.and_then(|s| s.start_time.as_ref()).map_or_else(Timestamp::now, |t| t.0),
-        ips: if terminal { before.and_then(|s| s.pod_ip.as_ref()?.parse().ok()).into_iter().collect() } else { vec![] },
-        host_ip,
-        sandbox: false,
-        initialized: terminal,
-        finished: terminal,
-        failed,
-        slots,
-        transitions: BTreeMap::new(),
-    }
-}
-
-/// How the last known run of a container ended; one that nobody saw end is reported as kubelet does.
-fn ended_before(status: &ContainerStatus) -> Terminated {
-    let state = status.state.as_ref();
-    if let Some(t) = state.and_then(|s| s.terminated.as_ref()) {
-        return Terminated {
-            exit_code: t.exit_code,
-            signal: t.signal,
-            reason: t.reason.clone().unwrap_or_default(),
-            message: t.message.clone().unwrap_or_default(),
-            started_at: t.started_at.as_ref().map(|t| t.0),
-            finished_at: t.finished_at.as_ref().map_or_else(Timestamp::now, |t| t.0),
-            container_id: t.container_id.clone().unwrap_or_default(),
-        };
-    }
-    Terminated {
-        exit_code: 137,
-        signal: None,
-        reason: "ContainerStatusUnknown".into(),
-        message: "The container could not be located when the pod was started again".into(),
-        started_at: state.and_then(|s| s.running.as_ref()?.started_at.as_ref()).map(|t| t.0),
-        finished_at: Timestamp::now(),
-        container_id: status.container_id.clone().unwrap_or_default(),
-    }
 }

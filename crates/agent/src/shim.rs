@@ -28,7 +28,7 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Pid, chdir, dup2_stdout, setsid},
+    unistd::{Gid, Pid, Uid, chdir, dup2_stdout, fchown, setsid},
 };
 use serde::{Deserialize, Serialize};
 use sys::process;
@@ -194,6 +194,7 @@ fn run(dir: &Path) -> Result<(), String> {
 
     let (out_read, out_write) = pipe().map_err(|e| context("make a pipe")(&e))?;
     let (err_read, err_write) = pipe().map_err(|e| context("make a pipe")(&e))?;
+    own_by_user(dir, &[&out_write, &err_write]).map_err(|e| context("give the output to the container's user")(&e))?;
     process::set_sigpipe_ignored(false).map_err(|e| context("reset SIGPIPE")(&e))?;
     let mut container = builder(dir, &order.id)?
         .with_stdout(out_write)
@@ -207,6 +208,8 @@ fn run(dir: &Path) -> Result<(), String> {
         let _ = container.delete(true);
         return Err(chain(&e));
     }
+    // The container's score was inherited from this process, which must outlive it when memory runs out.
+    let _ = fs::write("/proc/self/oom_score_adj", "-998");
     process::set_sigpipe_ignored(true).map_err(|e| context("ignore SIGPIPE")(&e))?;
     let pid = container.pid().ok_or("libcontainer reports no pid")?.as_raw();
     // The zombie keeps its start time, so this also works for a program that has ended already.
@@ -233,6 +236,16 @@ fn remove(mut container: Container) -> Result<(), String> {
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?)
+}
+
+/// A program that opens `/dev/stdout` anew is asked for its rights to the pipe.
+fn own_by_user(dir: &Path, pipes: &[&OwnedFd]) -> io::Result<()> {
+    let spec: serde_json::Value = read_json(&dir.join("config.json"))?;
+    let id = |name: &str| spec["process"]["user"][name].as_u64().and_then(|n| u32::try_from(n).ok());
+    for pipe in pipes {
+        fchown(pipe, id("uid").map(Uid::from_raw), id("gid").map(Gid::from_raw))?;
+    }
+    Ok(())
 }
 
 /// Unmounts every namespace file below `path` except those this container's spec refers to.

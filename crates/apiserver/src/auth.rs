@@ -48,8 +48,18 @@ impl User {
 /// What somebody wants to do.
 #[derive(Debug, Clone, Copy)]
 pub enum Action<'a> {
-    Resource { verb: &'a str, group: &'a str, resource: &'a str, subresource: &'a str, namespace: &'a str, name: &'a str },
-    Path { verb: &'a str, path: &'a str },
+    Resource {
+        verb: &'a str,
+        group: &'a str,
+        resource: &'a str,
+        subresource: &'a str,
+        namespace: &'a str,
+        name: &'a str,
+    },
+    Path {
+        verb: &'a str,
+        path: &'a str,
+    },
 }
 
 /// The one seam of authorisation. `Err` says why not, for reviews.
@@ -167,7 +177,10 @@ pub async fn authorize_paths(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let verb = request.method().as_str().to_ascii_lowercase();
     let allowed = is_public(path)
-        || request.extensions().get::<User>().is_some_and(|u| authorize(u, &Action::Path { verb: &verb, path }).is_ok());
+        || request
+            .extensions()
+            .get::<User>()
+            .is_some_and(|u| authorize(u, &Action::Path { verb: &verb, path }).is_ok());
     if allowed {
         return next.run(request).await;
     }

@@ -13,6 +13,7 @@ use crate::{
     store::{Change, Encoded, Expect, Write, WriteError},
 };
 
+const KUBERNETES: &str = "default/kubernetes";
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
 pub(crate) async fn bootstrap(api: &Api, config: &Config) -> Result<(), Error> {
@@ -23,6 +24,30 @@ pub(crate) async fn bootstrap(api: &Api, config: &Config) -> Result<(), Error> {
             .map_err(|failure| Error::Bootstrap(failure.message().to_owned()))?;
     }
     Ok(())
+}
+
+/// Makes `default/kubernetes` again when somebody deletes it: pods find the API by it. Runs until the server stops.
+pub(crate) async fn keep(api: Api, config: Config) {
+    let resources = ["core/services", "core/endpoints", "discovery.k8s.io/endpointslices"];
+    let [mut services, mut endpoints, mut slices] = resources.map(|r| api.store.subscribe(&r.into()));
+    // Without an address to advertise there are no endpoints to keep.
+    let kept = resources.map(|r| (r, api.store.get(r, KUBERNETES).is_some()));
+    loop {
+        let stopped = tokio::select! {
+            changed = services.changed() => changed.is_err(),
+            changed = endpoints.changed() => changed.is_err(),
+            changed = slices.changed() => changed.is_err(),
+            () = api.stopping.cancelled() => true,
+        };
+        if stopped {
+            return;
+        }
+        if kept.iter().any(|(resource, made)| *made && api.store.get(resource, KUBERNETES).is_none())
+            && let Err(error) = bootstrap(&api, &config).await
+        {
+            tracing::warn!(%error, "the Service default/kubernetes is missing and cannot be made again");
+        }
+    }
 }
 
 type Wanted = (&'static str, &'static str, &'static str, &'static str, Value);

@@ -212,9 +212,8 @@ fn resource_list(group: &str, version: &str) -> Option<Value> {
             resources.push(resource);
         }
     }
-    group_version.map(|gv| {
-        json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": gv, "resources": resources})
-    })
+    group_version
+        .map(|gv| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": gv, "resources": resources}))
 }
 
 /// `APIGroupDiscoveryList` of `/api` (`core`) or `/apis`.
@@ -260,8 +259,7 @@ fn aggregated_resource(kind: &Kind) -> Value {
     let subresources: Vec<Value> = subresources(kind)
         .into_iter()
         .map(|s| {
-            let (group, version) =
-                if s.version.is_empty() { (kind.group, kind.version) } else { (s.group, s.version) };
+            let (group, version) = if s.version.is_empty() { (kind.group, kind.version) } else { (s.group, s.version) };
             json!({
                 "subresource": s.name,
                 "responseKind": {"group": group, "version": version, "kind": s.kind},
@@ -282,12 +280,18 @@ mod tests {
     #[test]
     fn seed_219_discovery_lists_every_kind_in_both_forms() {
         let core = resource_list("", "v1").expect("core");
-        let services = core["resources"].as_array().expect("list").iter().find(|r| r["name"] == "services").expect("services");
+        let services =
+            core["resources"].as_array().expect("list").iter().find(|r| r["name"] == "services").expect("services");
         assert_eq!(services["shortNames"], json!(["svc"]));
         assert_eq!(services["categories"], json!(["all"]));
         assert!(core["resources"].as_array().expect("list").iter().any(|r| r["name"] == "pods/log"));
         let apps = resource_list("apps", "v1").expect("apps");
-        let scale = apps["resources"].as_array().expect("list").iter().find(|r| r["name"] == "deployments/scale").expect("scale");
+        let scale = apps["resources"]
+            .as_array()
+            .expect("list")
+            .iter()
+            .find(|r| r["name"] == "deployments/scale")
+            .expect("scale");
         assert_eq!((&scale["group"], &scale["kind"]), (&json!("autoscaling"), &json!("Scale")));
         assert!(resource_list("apps", "v2").is_none() && api_group("nosuch").is_none());
         let total: usize = [true, false]
@@ -303,7 +307,12 @@ mod tests {
         let kubectl = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
                        application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
         assert_eq!(aggregated_version(kubectl), Some("v2"));
-        assert_eq!(aggregated_version("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"), Some("v2beta1"));
+        assert_eq!(
+            aggregated_version(
+                "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
+            ),
+            Some("v2beta1")
+        );
         assert_eq!(aggregated_version("application/json, */*"), None);
         assert_eq!(aggregated_version(""), None);
     }

@@ -17,7 +17,7 @@ use std::{
 use axum::{
     body::{Body, Bytes},
     extract::{Request, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -120,7 +120,7 @@ pub(crate) async fn handle(State(api): State<Api>, request: Request) -> Response
         let task = tokio::spawn(async move { answer(&api, request, pretty).await });
         task.await.unwrap_or_else(|e| Err(Failure::internal(e)))
     };
-    result.unwrap_or_else(IntoResponse::into_response)
+    result.unwrap_or_else(|failure| reply::failure(&failure, pretty))
 }
 
 async fn answer(api: &Api, request: Request, pretty: bool) -> Result<Response, Failure> {
@@ -224,7 +224,10 @@ pub(crate) fn meta<'a>(object: &'a Value, field: &str) -> &'a str {
 }
 
 pub(crate) fn finalizers(object: &Value) -> Vec<&str> {
-    object["metadata"]["finalizers"].as_array().map(|f| f.iter().filter_map(Value::as_str).collect()).unwrap_or_default()
+    object["metadata"]["finalizers"]
+        .as_array()
+        .map(|f| f.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default()
 }
 
 /// Now, as metadata carries it: RFC 3339 in seconds.

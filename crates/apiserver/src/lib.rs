@@ -210,6 +210,7 @@ impl ApiServer {
         });
         bootstrap::bootstrap(&api, &config).await?;
         tokio::spawn(sweep::expire_events(api.clone()));
+        tokio::spawn(bootstrap::keep(api.clone(), config));
         Ok(Self { api, tls, kubeconfig })
     }
 

@@ -4,6 +4,7 @@
 
 mod document;
 mod proto;
+mod words;
 
 use std::{
     collections::BTreeMap,
@@ -111,7 +112,9 @@ fn v3_index() -> Response<Body> {
 fn v3(path: &str, query: &str, headers: &HeaderMap) -> Response<Body> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let takes_json = accept.is_empty()
-        || accept.split(',').any(|m| matches!(m.split(';').next().map(str::trim), Some("application/json" | "*/*" | "application/*")));
+        || accept
+            .split(',')
+            .any(|m| matches!(m.split(';').next().map(str::trim), Some("application/json" | "*/*" | "application/*")));
     if !takes_json {
         let mut response = Response::new(Body::from("only application/json is served here\n"));
         *response.status_mut() = StatusCode::NOT_ACCEPTABLE;

@@ -63,7 +63,9 @@ pub fn apply(
         "application/strategic-merge-patch+json" => {
             let patch = decode(patch)?;
             let Value::Object(patch) = patch else {
-                return Err(PatchError::BadRequest("error decoding patch: a strategic merge patch must be an object".into()));
+                return Err(PatchError::BadRequest(
+                    "error decoding patch: a strategic merge patch must be an object".into(),
+                ));
             };
             let shown = go_print(&Value::Object(patch.clone()));
             let object = strategic::merge(kind, current, patch)?;

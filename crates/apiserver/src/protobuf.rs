@@ -121,13 +121,23 @@ fn root_type(api_version: &str, kind: &str) -> Option<&'static Type> {
 
 /// Reads a message into `out`. `numbers` names the message, `shape` the JSON object its fields stand in; they differ where
 /// Go embeds one struct in another.
-fn message(out: &mut Map<String, Value>, bytes: &[u8], numbers: &str, shape: &Type, depth: usize) -> Result<(), String> {
+fn message(
+    out: &mut Map<String, Value>,
+    bytes: &[u8],
+    numbers: &str,
+    shape: &Type,
+    depth: usize,
+) -> Result<(), String> {
     if depth > MAX_DEPTH {
         return Err("the message is nested too deeply".into());
     }
     let numbers = NUMBERS.get(numbers).copied().unwrap_or("");
     let name_of = |number: u32| {
-        numbers.split(' ').filter_map(|n| n.split_once('=')).find(|(n, _)| n.parse() == Ok(number)).map(|(_, name)| name)
+        numbers
+            .split(' ')
+            .filter_map(|n| n.split_once('='))
+            .find(|(n, _)| n.parse() == Ok(number))
+            .map(|(_, name)| name)
     };
     for field in Fields(bytes) {
         let (number, wire) = field?;
@@ -375,7 +385,13 @@ mod tests {
 
     #[test]
     fn a_service_as_kubectl_sends_it() {
-        let meta = [bytes(1, b"web"), bytes(2, b""), int(7, 0), bytes(8, b""), bytes(11, &[bytes(1, b"app"), bytes(2, b"web")].concat())];
+        let meta = [
+            bytes(1, b"web"),
+            bytes(2, b""),
+            int(7, 0),
+            bytes(8, b""),
+            bytes(11, &[bytes(1, b"app"), bytes(2, b"web")].concat()),
+        ];
         let target = [int(1, 0), int(2, 80), bytes(3, b"")].concat();
         let port = [bytes(1, b"80-80"), bytes(2, b"TCP"), int(3, 80), bytes(4, &target), int(5, 0)].concat();
         let selector = [bytes(1, b"app"), bytes(2, b"")].concat();
@@ -413,7 +429,10 @@ mod tests {
         for version in ["v1", "apps/v1"] {
             let options = to_json(&envelope(version, "DeleteOptions", &raw)).expect("options");
             assert_eq!(options["gracePeriodSeconds"], 0);
-            assert_eq!((&options["preconditions"]["uid"], &options["propagationPolicy"]), (&json!("uid"), &json!("Background")));
+            assert_eq!(
+                (&options["preconditions"]["uid"], &options["propagationPolicy"]),
+                (&json!("uid"), &json!("Background"))
+            );
         }
     }
 

@@ -34,9 +34,10 @@ impl Target {
             _ => return Ok(None),
         };
         let Some(version) = version else { return Ok(None) };
-        let parts: Vec<String> = parts.map(decode).collect::<Option<_>>().ok_or_else(|| {
-            Failure::bad_request("the request path holds a percent-encoding that is not UTF-8")
-        })?;
+        let parts: Vec<String> = parts
+            .map(decode)
+            .collect::<Option<_>>()
+            .ok_or_else(|| Failure::bad_request("the request path holds a percent-encoding that is not UTF-8"))?;
         let parts: &[String] = match parts.as_slice() {
             [rest @ .., last] if last.is_empty() && !rest.is_empty() && rest.len() < 5 => rest,
             all => all,
@@ -74,20 +75,26 @@ impl Target {
     }
 
     fn new(kind: &'static Kind, namespace: &str, name: &str, sub: &str, rest: &[String]) -> Self {
-        Self {
-            kind,
-            namespace: namespace.into(),
-            name: name.into(),
-            subresource: sub.into(),
-            rest: rest.join("/"),
-        }
+        Self { kind, namespace: namespace.into(), name: name.into(), subresource: sub.into(), rest: rest.join("/") }
     }
 
     /// The request's verb as authorisation and discovery name it.
     pub fn verb(&self, method: &Method, watch: bool) -> Option<&'static str> {
         Some(match (method, self.name.is_empty()) {
-            (&Method::GET | &Method::HEAD, true) => if watch { "watch" } else { "list" },
-            (&Method::GET | &Method::HEAD, false) => if watch && self.subresource.is_empty() { "watch" } else { "get" },
+            (&Method::GET | &Method::HEAD, true) => {
+                if watch {
+                    "watch"
+                } else {
+                    "list"
+                }
+            }
+            (&Method::GET | &Method::HEAD, false) => {
+                if watch && self.subresource.is_empty() {
+                    "watch"
+                } else {
+                    "get"
+                }
+            }
             (&Method::POST, _) => "create",
             (&Method::PUT, false) => "update",
             (&Method::PATCH, false) => "patch",
@@ -168,7 +175,9 @@ impl Query {
 
     pub fn number(&self, name: &str) -> Result<Option<i64>, Failure> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| Failure::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
+        text.parse()
+            .map(Some)
+            .map_err(|_| Failure::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
     }
 
     pub fn field_validation(&self) -> Result<FieldValidation, Failure> {
@@ -251,7 +260,10 @@ impl ListOptions {
         };
         if watch {
             if send_initial_events.is_some() && revision_match != Match::NotOlderThan {
-                errors.push(forbidden("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+                errors.push(forbidden(
+                    "resourceVersionMatch",
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ));
             }
             if given.is_some() && send_initial_events.is_none() {
                 errors.push(forbidden(
@@ -267,7 +279,10 @@ impl ListOptions {
                 ));
             }
             if given.is_some() && resume.is_some() {
-                errors.push(forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden if continue is provided"));
+                errors.push(forbidden(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden if continue is provided",
+                ));
             }
             if revision_match == Match::Exact && revision == Some(0) {
                 errors.push(forbidden(
@@ -296,7 +311,11 @@ impl ListOptions {
 
 pub fn parse_revision(text: &str) -> Result<u64, Failure> {
     text.parse().map_err(|_| {
-        let error = FieldError::invalid("resourceVersion", text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
+        let error = FieldError::invalid(
+            "resourceVersion",
+            text,
+            format!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
+        );
         Failure::invalid_options("ListOptions", &[error])
     })
 }
@@ -347,7 +366,9 @@ mod tests {
     fn list_options_that_contradict_each_other() {
         let parse = |q: &str, watch| ListOptions::parse(&Query::parse(q).expect(q), watch);
         assert!(parse("resourceVersion=5&resourceVersionMatch=Exact&limit=10", false).is_ok());
-        assert!(parse("sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true", true).is_ok());
+        assert!(
+            parse("sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true", true).is_ok()
+        );
         for (query, watch) in [
             ("resourceVersionMatch=Exact", false),
             ("resourceVersion=0&resourceVersionMatch=Exact", false),

@@ -3,6 +3,8 @@
 //! use, into about 100 KiB of indexes on the text inside the binary.
 
 mod decode;
+#[cfg(test)]
+mod fuzz;
 pub mod quantity;
 
 use std::{collections::HashMap, sync::LazyLock};
@@ -249,7 +251,12 @@ mod tests {
     fn all_references_resolve() {
         for t in types() {
             for f in &t.fields {
-                assert!(f.kind != FieldType::Raw || ["data", "fieldsV1", "raw", "object", "parameters"].contains(&f.name), "{}.{}", t.name, f.name);
+                assert!(
+                    f.kind != FieldType::Raw || ["data", "fieldsV1", "raw", "object", "parameters"].contains(&f.name),
+                    "{}.{}",
+                    t.name,
+                    f.name
+                );
             }
         }
     }

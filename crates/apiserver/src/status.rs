@@ -109,8 +109,11 @@ impl Failure {
 
     pub fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
         let resource = kind.qualified_resource();
-        let message =
-            if name.is_empty() { format!("{resource} is forbidden: {why}") } else { format!("{resource} {name:?} is forbidden: {why}") };
+        let message = if name.is_empty() {
+            format!("{resource} is forbidden: {why}")
+        } else {
+            format!("{resource} {name:?} is forbidden: {why}")
+        };
         Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(kind.group, kind.plural, name)
     }
 
@@ -169,12 +172,8 @@ impl Failure {
     }
 
     pub fn internal(message: impl std::fmt::Display) -> Self {
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "InternalError",
-            format!("Internal error occurred: {message}"),
-        )
-        .detail("causes", vec![json!({"message": message.to_string()})])
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", format!("Internal error occurred: {message}"))
+            .detail("causes", vec![json!({"message": message.to_string()})])
     }
 
     pub fn unavailable(message: impl Into<String>) -> Self {

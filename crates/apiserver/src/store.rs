@@ -20,12 +20,12 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
+use self::{history::History, writer::Job};
 pub use self::{
     history::{Event, EventKind},
     log::{Entry, Loaded, Log, LogError},
     redb::RedbLog,
 };
-use self::{history::History, writer::Job};
 
 /// One revision of one object, immutable.
 pub struct Stored {
@@ -138,7 +138,9 @@ pub enum WriteError {
     /// What was expected is not there: read again and decide again.
     #[error("the object was changed by another writer")]
     Conflict,
-    #[error("the write could not be made durable: {0}. Free some space or check the disk under the data directory; reads go on")]
+    #[error(
+        "the write could not be made durable: {0}. Free some space or check the disk under the data directory; reads go on"
+    )]
     Log(String),
     #[error("the store is shutting down")]
     Closed,

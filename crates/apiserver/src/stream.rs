@@ -90,7 +90,9 @@ pub(crate) async fn port_forward(api: &Api, target: &Target, mut parts: Parts) -
         }));
     }
     if !names(&parts.headers, "upgrade", SPDY) {
-        return Err(Failure::bad_request("unable to upgrade: missing upgrade headers in request: \"Upgrade: SPDY/3.1\" or a WebSocket"));
+        return Err(Failure::bad_request(
+            "unable to upgrade: missing upgrade headers in request: \"Upgrade: SPDY/3.1\" or a WebSocket",
+        ));
     }
     if parts.headers.contains_key(STREAM_VERSION) && !names(&parts.headers, STREAM_VERSION, PORT_FORWARD) {
         return Err(Failure::bad_request(format!("unable to upgrade: the server speaks {PORT_FORWARD} here")));

@@ -60,8 +60,13 @@ const fn wide(name: &'static str, description: &'static str) -> Column {
     Column { name, kind: "string", format: "", wide: true, description }
 }
 
-const NAME: Column =
-    Column { name: "Name", kind: "string", format: "name", wide: false, description: "Name of the object, unique in its namespace." };
+const NAME: Column = Column {
+    name: "Name",
+    kind: "string",
+    format: "name",
+    wide: false,
+    description: "Name of the object, unique in its namespace.",
+};
 const AGE: Column = text("Age", "Time since the object was created.");
 
 /// How a kind is printed.
@@ -123,9 +128,7 @@ pub fn table(
     let columns = if no_headers {
         Value::Null
     } else {
-        let column = |c: &Column| {
-            json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": i32::from(c.wide)})
-        };
+        let column = |c: &Column| json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": i32::from(c.wide)});
         printer.columns.iter().map(column).collect()
     };
     let rows: Vec<Value> = items

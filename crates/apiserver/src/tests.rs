@@ -1,7 +1,9 @@
 //! The API as clients see it: requests against the Router, no network.
 
 mod deletion;
+mod mutation;
 mod security;
+mod services;
 mod watching;
 mod writing;
 
@@ -62,7 +64,8 @@ impl Lab {
         let response = self.router.clone().oneshot(request).await.expect("infallible");
         let (head, body) = response.into_parts();
         let bytes = body.collect().await.expect("body").to_bytes();
-        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned().into());
+        let body =
+            serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned().into());
         Answer { code: head.status.as_u16(), headers: head.headers, body }
     }
 

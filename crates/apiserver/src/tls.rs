@@ -12,7 +12,8 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls::{
     RootCertStore,
@@ -135,7 +136,11 @@ fn certificate_authority(dir: &Path) -> Result<(String, KeyPair), Error> {
     Ok((pem, key))
 }
 
-fn leaf_params(name: &str, organisation: Option<&str>, usage: ExtendedKeyUsagePurpose) -> Result<CertificateParams, Error> {
+fn leaf_params(
+    name: &str,
+    organisation: Option<&str>,
+    usage: ExtendedKeyUsagePurpose,
+) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::new(Vec::new()).map_err(|e| Error::pki(&e))?;
     params.distinguished_name.push(DnType::CommonName, name);
     if let Some(organisation) = organisation {

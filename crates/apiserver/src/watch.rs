@@ -33,7 +33,10 @@ const CHUNK: usize = 64 << 10;
 /// What comes before the live events.
 enum Opening {
     /// The objects that exist, as ADDED; then, for a watch-list, the bookmark that ends them.
-    State { items: std::vec::IntoIter<Arc<Stored>>, mark_end: bool },
+    State {
+        items: std::vec::IntoIter<Arc<Stored>>,
+        mark_end: bool,
+    },
     Done,
 }
 
@@ -84,7 +87,8 @@ impl Watch {
         } else {
             (options.revision.filter(|r| *r > 0).unwrap_or_else(|| store.revision()), Opening::Done)
         };
-        let timeout = options.timeout_seconds.unwrap_or_else(|| MIN_TIMEOUT_SECONDS + rand::random_range(0..MIN_TIMEOUT_SECONDS));
+        let timeout =
+            options.timeout_seconds.unwrap_or_else(|| MIN_TIMEOUT_SECONDS + rand::random_range(0..MIN_TIMEOUT_SECONDS));
         let now = Instant::now();
         Self {
             store,
@@ -227,7 +231,8 @@ impl Watch {
         let shown = match self.form {
             Form::Json { .. } | Form::Yaml => object.to_string(),
             Form::Metadata(version) => {
-                json!({"kind": "PartialObjectMetadata", "apiVersion": version.as_str(), "metadata": object["metadata"]}).to_string()
+                json!({"kind": "PartialObjectMetadata", "apiVersion": version.as_str(), "metadata": object["metadata"]})
+                    .to_string()
             }
             Form::Table(version) => {
                 let meta = json!({"resourceVersion": object["metadata"]["resourceVersion"]});

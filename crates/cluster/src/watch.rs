@@ -56,7 +56,12 @@ pub async fn follow(client: &kube::Client, resource: &Resource, query: &str, mut
         match step {
             Ok(()) => retry = FIRST_RETRY,
             Err(Stop::Reader) => return,
-            Err(Stop::Failed(e)) if e.is_expired() => revision = None,
+            Err(Stop::Failed(e)) if e.is_expired() => {
+                // A list can expire too, between two pages; it must not be repeated without a pause.
+                if revision.take().is_none() {
+                    tokio::time::sleep(FIRST_RETRY).await;
+                }
+            }
             Err(Stop::Failed(e)) => {
                 tracing::warn!("following {} is interrupted, next try in {retry:?}: {e}", resource.plural);
                 tokio::time::sleep(retry).await;

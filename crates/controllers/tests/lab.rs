@@ -489,3 +489,99 @@ async fn events_tell_the_story_in_known_words() {
     });
     assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_name_leads_to_another_one() {
+    let lab = Lab::new().await;
+    lab.create(&resource::DEPLOYMENT, web_app(1)).await;
+    lab.until_object("available", &resource::DEPLOYMENT, "web-app", available(1)).await;
+    let rs = lab.now().pods.values().next().unwrap().meta.key.name.rsplit_once('-').unwrap().0.to_string();
+    lab.delete(&resource::DEPLOYMENT, "web-app", Some(Propagation::Orphan)).await;
+    lab.until_object("gone", &resource::DEPLOYMENT, "web-app", |d| d.is_none()).await;
+    // Its labels no longer match, so that the next Deployment of the same template cannot adopt it.
+    lab.merge(&resource::REPLICA_SET, &rs, json!({"metadata": {"labels": {"app": "other"}}})).await;
+    lab.create(&resource::DEPLOYMENT, web_app(1)).await;
+    let d = lab.until_object("available", &resource::DEPLOYMENT, "web-app", available(1)).await.unwrap();
+    assert_eq!(d["status"]["collisionCount"], 1);
+    assert_eq!(lab.now().pods.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seed_060_addresses_are_asked_for_refused_and_freed() {
+    let lab = Lab::new().await;
+    let lb = |ip: &str| json!({"type": "LoadBalancer", "loadBalancerIP": ip, "ports": [{"port": 80}]});
+    lab.create(&resource::SERVICE, service("first", lb("10.112.0.77"))).await;
+    let has = |s: &Snapshot, name: &str, ip: &str| {
+        s.services.get(&key(name)).is_some_and(|s| s.ingress_ips().any(|i| i.ip.to_string() == ip))
+    };
+    lab.until("the address asked for", |s| has(s, "first", "10.112.0.77")).await;
+    lab.create(&resource::SERVICE, service("second", lb("10.112.0.77"))).await;
+    let (mut events, _task) =
+        cluster::objects::spawn(lab.writer.client().clone(), resource::EVENT, "", |v| Some(v.clone()));
+    let refused = "No address for this Service: 10.112.0.77 is already allocated to the Service default/first";
+    let wait = events.wait_for(|e| e.map.values().any(|e| e["message"] == refused && e["type"] == "Warning"));
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok());
+    lab.merge(&resource::SERVICE, "first", json!({"spec": {"type": "ClusterIP", "loadBalancerIP": null}})).await;
+    lab.until("the address goes to who waited", |s| has(s, "second", "10.112.0.77") && !has(s, "first", "10.112.0.77"))
+        .await;
+    let freed = lab.get(&resource::SERVICE, "first").await.unwrap();
+    assert!(freed["status"]["loadBalancer"]["ingress"].is_null(), "{freed:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seed_045_readiness_moves_an_endpoint_out_and_in() {
+    let lab = Lab::new().await;
+    lab.create(&resource::DEPLOYMENT, web_app(2)).await;
+    lab.create(&resource::SERVICE, internal()).await;
+    lab.until("two endpoints", |s| ready(s, "web-app-internal").len() == 2).await;
+    let sick = lab.now().pods.keys().next().cloned().unwrap();
+    for (status, n) in [("False", 1), ("True", 2)] {
+        let patch = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
+        lab.writer.patch(&resource::POD, &sick, "status", PatchKind::Strategic, &patch).await.unwrap();
+        lab.until("the endpoint follows", |s| ready(s, "web-app-internal").len() == n).await;
+        let all: usize = lab.now().slices_of(&key("web-app-internal")).iter().map(|s| s.endpoints.len()).sum();
+        assert_eq!(all, 2, "an unready pod stays in its slice");
+        lab.until_object("Endpoints follow", &resource::ENDPOINTS, "web-app-internal", |e| {
+            e.is_some_and(|e| e["subsets"][0]["addresses"].as_array().map_or(0, Vec::len) == n)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_of_absent_owners_go_and_of_half_absent_ones_stay() {
+    let lab = Lab::new().await;
+    let owner = lab.create(&resource::SERVICE, internal()).await;
+    let absent = json!({"apiVersion": "v1", "kind": "Service", "name": "was-here", "uid": "00000000-0000-4000-8000-000000000001"});
+    let strange = json!({"apiVersion": "example.com/v1", "kind": "Whatever", "name": "x", "uid": "00000000-0000-4000-8000-000000000002"});
+    let here =
+        json!({"apiVersion": "v1", "kind": "Service", "name": "web-app-internal", "uid": owner["metadata"]["uid"]});
+    let map = |name: &str, owners: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "ownerReferences": owners}});
+    lab.create(&resource::CONFIG_MAP, map("lost", json!([absent.clone()]))).await;
+    lab.create(&resource::CONFIG_MAP, map("half", json!([absent, here.clone()]))).await;
+    lab.create(&resource::CONFIG_MAP, map("strange", json!([strange]))).await;
+    lab.until_object("the lost one goes", &resource::CONFIG_MAP, "lost", |m| m.is_none()).await;
+    lab.until_object("the reference goes", &resource::CONFIG_MAP, "half", |m| {
+        m.is_some_and(|m| m["metadata"]["ownerReferences"].as_array().map_or(0, Vec::len) == 1)
+    })
+    .await;
+    lab.delete(&resource::SERVICE, "web-app-internal", None).await;
+    lab.until_object("then the object", &resource::CONFIG_MAP, "half", |m| m.is_none()).await;
+    assert!(lab.get(&resource::CONFIG_MAP, "strange").await.is_some(), "nobody knows whether its owner exists");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_node_is_not_ready_until_it_speaks_again() {
+    let lab = Lab::new().await;
+    lab.until("a node", |s| s.nodes.values().any(|n| n.ready)).await;
+    let lease = |time: &str| {
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "n1"},
+        "spec": {"holderIdentity": "n1", "leaseDurationSeconds": 1, "renewTime": time}})
+    };
+    lab.writer.create(&resource::LEASE, "kube-node-lease", &lease("2020-01-01T00:00:00.000000Z")).await.unwrap();
+    lab.until("silence is noticed", |s| s.nodes.values().all(|n| !n.ready)).await;
+    let renewed = json!({"spec": {"renewTime": "2999-01-01T00:00:00.000000Z"}});
+    let name = ObjectKey::new("kube-node-lease", "n1");
+    lab.writer.patch(&resource::LEASE, &name, "", PatchKind::Merge, &renewed).await.unwrap();
+    lab.until("it is back", |s| s.nodes.values().all(|n| n.ready)).await;
+}

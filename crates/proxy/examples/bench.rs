@@ -85,9 +85,12 @@ fn measure(services: u32, per_service: u32, changes: u32) -> Value {
     // One endpoint more, or one less, at some Service: what a rolling update does all day.
     let mut times = Vec::new();
     let mut elements = 0;
+    let mut grown = vec![false; services as usize];
     for n in 0..changes {
         let service = n.wrapping_mul(2_654_435_761) % services;
-        let count = per_service + u32::from(n % 2 == 0);
+        let one_more = &mut grown[service as usize];
+        *one_more = !*one_more;
+        let count = per_service + u32::from(*one_more);
         endpoints(&mut cluster, service, service * per_service, count);
         let snapshot = cluster.snapshot.clone();
         let started = Instant::now();

@@ -309,7 +309,9 @@ fn read(layout: &Layout<'_>, mut table: Table, have: &mut Desired) -> Option<()>
         for e in take(&mut table, map) {
             let backend = data_of(&e).and_then(|d| Fields(d).backend(family));
             match (slot_key(&e, family, node_port), backend) {
-                (Some((f, slot)), Some(b)) => drop(have.endpoints.insert((f, Slot(slot.0 | sticky)), b)),
+                (Some((f, slot)), Some(b)) => {
+                    have.endpoints.insert((f, Slot(slot.0 | sticky)), b);
+                }
                 _ => sound = false,
             }
         }
@@ -318,7 +320,9 @@ fn read(layout: &Layout<'_>, mut table: Table, have: &mut Desired) -> Option<()>
         for e in take(&mut table, map) {
             let to = data_of(&e).and_then(|d| Fields(d).number());
             match (slot_key(&e, family, node_port), to) {
-                (Some(key), Some(to)) => drop(have.picks.insert(key, Slot(to | Slot::STICKY))),
+                (Some(key), Some(to)) => {
+                    have.picks.insert(key, Slot(to | Slot::STICKY));
+                }
                 _ => sound = false,
             }
         }
@@ -343,26 +347,29 @@ fn read(layout: &Layout<'_>, mut table: Table, have: &mut Desired) -> Option<()>
         let last = end.frontend(family, false);
         let net = end.address(family).and_then(|last| fields.network(family, last));
         match (first, net) {
-            (Some(f), Some(net)) if first == last => drop(have.ranges.insert((f, net), ())),
+            (Some(f), Some(net)) if first == last => {
+                have.ranges.insert((f, net), ());
+            }
             _ => sound = false,
         }
     }
     for e in take(&mut table, layout::HAIRPIN) {
         let mut fields = Fields(&e.key);
         match (fields.address(family), fields.address(family)) {
-            (Some(a), Some(b)) if a == b => drop(have.hairpin.insert(a, 1)),
+            (Some(a), Some(b)) if a == b => {
+                have.hairpin.insert(a, 1);
+            }
             _ => sound = false,
         }
     }
     for e in take(&mut table, layout::ELSEWHERE) {
         match Fields(&e.key).address(family) {
-            Some(ip) => drop(have.elsewhere.insert(ip, 1)),
+            Some(ip) => {
+                have.elsewhere.insert(ip, 1);
+            }
             None => sound = false,
         }
     }
-    // Clients' memories come and go from the packet path.
-    take(&mut table, layout::AFFINITY);
-    take(&mut table, layout::NODEPORT_AFFINITY);
     let mut expected = layout.constant();
     for class in classes.values() {
         for (name, rules) in layout.class_chains(class) {
@@ -372,8 +379,11 @@ fn read(layout: &Layout<'_>, mut table: Table, have: &mut Desired) -> Option<()>
     (sound && same(table, expected)).then_some(())
 }
 
+/// A set's elements in the order of their keys, in which the maps they go to are cheapest to fill.
 fn take(table: &mut Table, set: &str) -> Vec<Element> {
-    table.sets.get_mut(set).map(|s| std::mem::take(&mut s.elements)).unwrap_or_default()
+    let mut elements = table.sets.get_mut(set).map(|s| std::mem::take(&mut s.elements)).unwrap_or_default();
+    elements.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    elements
 }
 
 fn data_of(e: &Element) -> Option<&[u8]> {

@@ -53,7 +53,7 @@ impl Conntrack {
         Ok(Self { socket: Socket::open()? })
     }
 
-    /// Flows of one protocol that `keep` picks, of both address families.
+    /// The flows that `keep` picks, of every protocol and both address families.
     pub fn flows(&mut self, keep: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
         let mut out = Vec::new();
         let mut e = request(CTNL_GET, NLM_F_DUMP, 0);

@@ -195,7 +195,7 @@ impl Transaction {
 /// What takes transactions: the kernel, or a table in memory.
 pub trait Tables: Send {
     fn commit(&mut self, transaction: &Transaction) -> Result<(), Error>;
-    /// `None` when there is no such table.
+    /// `None` when there is no such table. Sets that the packet path writes ([`set_flags::EVAL`]) come without elements.
     fn read(&mut self, family: Family, table: &str) -> Result<Option<Table>, Error>;
     /// Changes with every committed transaction of anybody in this network namespace.
     fn generation(&mut self) -> Result<u32, Error>;

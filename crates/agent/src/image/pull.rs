@@ -1,7 +1,7 @@
 //! Fetching an image over the OCI distribution protocol: which registry to ask, what to verify, what to store.
 //! Every digest is checked: the manifest's and the blobs' by the client, the layers' uncompressed digests here.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use oci_client::{
@@ -13,26 +13,40 @@ use oci_client::{
 };
 use tokio::io::AsyncWriteExt;
 
-use super::{Error, Image, Inner, Mirror, unpack};
+use super::{Error, Image, Inner, unpack};
 
 /// Layers fetched at the same time.
 const PARALLEL: usize = 3;
 /// A configuration is a small JSON document; a registry that sends more lies.
 const MAX_CONFIG: i64 = 8 << 20;
 
-/// Plain HTTP is spoken only with mirrors that say so and with registries on this machine.
-pub fn client(mirrors: &[Mirror]) -> Client {
-    // The program links one TLS provider; whoever comes first installs it.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let plain = mirrors.iter().filter(|m| m.plain).map(|m| m.address.clone());
-    let local = ["localhost", "127.0.0.1"].into_iter().flat_map(|h| [h.to_owned(), format!("{h}:5000")]);
-    Client::new(ClientConfig {
-        protocol: ClientProtocol::HttpsExcept(plain.chain(local).collect()),
-        connect_timeout: Some(Duration::from_secs(10)),
-        read_timeout: Some(Duration::from_secs(60)),
-        user_agent: concat!("portolan/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
-    })
+/// One client for TLS and one for plain HTTP, which is spoken only with mirrors that say so and registries on this machine.
+pub struct Clients {
+    secure: Client,
+    plain: Client,
+}
+
+impl Clients {
+    pub fn new() -> Self {
+        // The program links one TLS provider; whoever comes first installs it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = |protocol| {
+            Client::new(ClientConfig {
+                protocol,
+                connect_timeout: Some(Duration::from_secs(10)),
+                read_timeout: Some(Duration::from_secs(60)),
+                user_agent: concat!("portolan/", env!("CARGO_PKG_VERSION")),
+                ..ClientConfig::default()
+            })
+        };
+        Self { secure: client(ClientProtocol::Https), plain: client(ClientProtocol::Http) }
+    }
+}
+
+/// A registry on this machine, whatever its port.
+fn local(registry: &str) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 impl Inner {
@@ -43,14 +57,14 @@ impl Inner {
         for mirror in self.mirrors.iter().filter(|m| m.host == reference.registry()) {
             let mut via = reference.clone();
             via.set_mirror_registry(mirror.address.clone());
-            targets.push((via, if mirror.plain { "http" } else { "https" }));
+            targets.push((via, mirror.plain));
         }
         if targets.is_empty() {
-            let local = reference.registry().split(':').next().is_some_and(|h| h == "localhost" || h == "127.0.0.1");
-            targets.push((reference.clone(), if local { "http" } else { "https" }));
+            targets.push((reference.clone(), local(reference.registry())));
         }
-        for (via, scheme) in targets {
-            match self.pull_from(reference, &via).await {
+        for (via, plain) in targets {
+            let (client, scheme) = if plain { (&self.clients.plain, "http") } else { (&self.clients.secure, "https") };
+            match self.pull_from(client, reference, &via).await {
                 Ok(image) => return Ok(Arc::new(image)),
                 Err(e) => failures.push(format!("{scheme}://{}: {e}", via.resolve_registry())),
             }
@@ -59,13 +73,12 @@ impl Inner {
         Err(Error::Pull(format!("failed to pull and unpack image {whole:?}: {}", failures.join("; "))))
     }
 
-    async fn pull_from(&self, reference: &Reference, via: &Reference) -> Result<Image, String> {
-        let (manifest, digest, list_digest) = self
-            .client
+    async fn pull_from(&self, client: &Client, reference: &Reference, via: &Reference) -> Result<Image, String> {
+        let (manifest, digest, list_digest) = client
             .pull_image_manifest_and_list_digest(via, &RegistryAuth::Anonymous)
             .await
             .map_err(|e| format!("failed to resolve reference: {}", cause(&e)))?;
-        let config = self.fetch_config(via, &manifest.config).await?;
+        let config = self.fetch_config(client, via, &manifest.config).await?;
         let diff_ids: Vec<String> = serde_json::from_value(config["rootfs"]["diff_ids"].clone())
             .map_err(|_| "the image's configuration has no rootfs.diff_ids".to_owned())?;
         if diff_ids.len() != manifest.layers.len() {
@@ -74,7 +87,7 @@ impl Inner {
         }
         let mut fetches = Vec::new();
         for (blob, diff_id) in manifest.layers.iter().zip(&diff_ids) {
-            fetches.push(self.layer(via, blob, diff_id).boxed());
+            fetches.push(self.layer(client, via, blob, diff_id).boxed());
         }
         let layers: Vec<String> = stream::iter(fetches).buffered(PARALLEL).try_collect().await?;
         // The digest by which the user would name the image: the list's when there is one.
@@ -84,12 +97,17 @@ impl Inner {
         Ok(image)
     }
 
-    async fn fetch_config(&self, via: &Reference, blob: &OciDescriptor) -> Result<serde_json::Value, String> {
+    async fn fetch_config(
+        &self,
+        client: &Client,
+        via: &Reference,
+        blob: &OciDescriptor,
+    ) -> Result<serde_json::Value, String> {
         if blob.size > MAX_CONFIG {
             return Err(format!("the image's configuration claims {} bytes, more than {MAX_CONFIG}", blob.size));
         }
         let mut bytes = Bounded { bytes: Vec::new(), limit: MAX_CONFIG as usize };
-        self.client
+        client
             .pull_blob(via, blob, &mut bytes)
             .await
             .map_err(|e| format!("fetch the configuration {}: {}", blob.digest, cause(&e)))?;
@@ -97,7 +115,13 @@ impl Inner {
     }
 
     /// Returns the layer's name below `layers`, fetching it unless it is there.
-    async fn layer(&self, via: &Reference, blob: &OciDescriptor, diff_id: &str) -> Result<String, String> {
+    async fn layer(
+        &self,
+        client: &Client,
+        via: &Reference,
+        blob: &OciDescriptor,
+        diff_id: &str,
+    ) -> Result<String, String> {
         let hash =
             diff_id.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()));
         let name =
@@ -111,7 +135,7 @@ impl Inner {
         let file = tempfile::NamedTempFile::new_in(self.root.join("tmp")).map_err(|e| format!("make a file: {e}"))?;
         let out = file.reopen().map_err(|e| format!("open a file: {e}"))?;
         let mut out = tokio::io::BufWriter::new(tokio::fs::File::from_std(out));
-        self.client
+        client
             .pull_blob(via, blob, &mut out)
             .await
             .map_err(|e| format!("fetch layer {}: {}", blob.digest, cause(&e)))?;
@@ -209,5 +233,20 @@ impl tokio::io::AsyncWrite for Bounded {
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<std::io::Result<()>> {
         std::task::Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_this_machine_only() {
+        for near in ["localhost", "localhost:5001", "127.0.0.1:43069", "[::1]:5000"] {
+            assert!(local(near), "{near}");
+        }
+        for far in ["docker.io", "192.0.2.1:5000", "localhost.example.org", "registry:5000"] {
+            assert!(!local(far), "{far}");
+        }
     }
 }

@@ -58,17 +58,26 @@ pub fn etc(ctx: &Context, pod: &Pod, dirs: &Dirs, runtime: &Runtime) -> std::io:
     fs::write(dirs.etc("hostname"), format!("{hostname}\n"))
 }
 
+/// What is known only when a container is about to start.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    pub image: &'a Image,
+    pub runtime: &'a Runtime,
+    /// Directories by volume name.
+    pub volumes: &'a BTreeMap<String, PathBuf>,
+    pub cgroup: &'a Path,
+    /// The file behind `terminationMessagePath`.
+    pub termination: &'a Path,
+}
+
 /// The OCI spec of the container, with its files made.
 pub async fn container(
     ctx: &Context,
     pod: &Pod,
     container: &ContainerSpec,
-    image: &Image,
-    runtime: &Runtime,
-    volumes: &BTreeMap<String, PathBuf>,
-    cgroup: &Path,
-    termination: &Path,
+    inputs: &Inputs<'_>,
 ) -> Result<Value, String> {
+    let Inputs { image, runtime, volumes, cgroup, termination } = *inputs;
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let pod_spec = pod.spec.as_ref().ok_or("the pod has no spec")?;

@@ -278,8 +278,14 @@ impl Run<'_> {
         let id = Runtime::new_id();
         let cgroup = ctx.config.cgroup.join(task.uid()).join(&id);
         let termination = task.dirs.termination(name, run);
-        let spec =
-            prepare::container(ctx, &pod, &self.spec, image, self.runtime, self.volumes, &cgroup, &termination).await?;
+        let inputs = prepare::Inputs {
+            image,
+            runtime: self.runtime,
+            volumes: self.volumes,
+            cgroup: &cgroup,
+            termination: &termination,
+        };
+        let spec = prepare::container(ctx, &pod, &self.spec, &inputs).await?;
         if self.stop.is_cancelled() {
             return Ok(Launch::Stopped);
         }
@@ -326,18 +332,22 @@ impl Run<'_> {
 
     /// From start to end: hooks, probes, and stopping it when the pod stops or a probe says so.
     async fn attend(&self, container: &Arc<Container>) -> Exit {
-        let has = |probe: &Option<_>| probe.is_some();
-        let startup = has(&self.spec.startup_probe);
+        let id = container_id(&container.id);
+        // An adopted container is what the last agent found it to be, until a probe says otherwise.
+        let known = self.task.read(|s| s.slots[self.index].live.is_some() && s.slots[self.index].container_id == id);
+        let passed = known && self.task.read(|s| s.slots[self.index].started);
+        let startup = self.spec.startup_probe.is_some() && !passed;
         self.slot(|s| {
             s.phase = Phase::Running { since: container.started_at };
-            s.container_id = container_id(&container.id);
+            s.container_id = id;
             s.image_id.clone_from(&container.meta.image_id);
             s.restart_count = container.meta.restart_count;
-            s.previous_log = s.log.take().filter(|l| *l != container.meta.log);
-            s.log = Some(container.meta.log.clone());
+            let before = s.log.replace(container.meta.log.clone());
+            s.previous_log = before.filter(|l| *l != container.meta.log).or_else(|| s.previous_log.take());
             s.live = Some(container.clone());
             s.started = !startup;
-            s.ready = !startup && self.spec.readiness_probe.is_none();
+            let trusted = known && s.ready;
+            s.ready = !startup && (self.spec.readiness_probe.is_none() || trusted);
         });
         if !startup {
             self.started.cancel();

@@ -117,7 +117,7 @@ fn container_status(slot: &Slot) -> Value {
 /// A finished init container counts as ready; every other must run and pass its probe.
 fn ready(slot: &Slot) -> bool {
     match &slot.phase {
-        Phase::Running { .. } => slot.ready,
+        Phase::Running { .. } => slot.ready && (!slot.init || slot.sidecar),
         Phase::Terminated(t) => slot.init && !slot.sidecar && t.exit_code == 0,
         Phase::Waiting { .. } => false,
     }

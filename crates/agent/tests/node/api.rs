@@ -75,6 +75,16 @@ impl Api {
         self.inner.state.lock().expect("lock").objects.get(path).cloned()
     }
 
+    pub fn revision(&self) -> u64 {
+        *self.inner.revision.borrow()
+    }
+
+    /// Every version of the object at `path` after `revision`.
+    pub fn since(&self, revision: u64, path: &str) -> Vec<Value> {
+        let store = self.inner.state.lock().expect("lock");
+        store.log.iter().filter(|(r, p, ..)| *r > revision && p == path).map(|(.., v)| v.clone()).collect()
+    }
+
     pub fn all(&self, needle: &str) -> Vec<Value> {
         let store = self.inner.state.lock().expect("lock");
         store.objects.iter().filter(|(k, _)| k.contains(needle)).map(|(_, v)| v.clone()).collect()

@@ -6,27 +6,23 @@
 
 use std::{
     net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use model::Snapshot;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use portolan_agent::{self as agent, Agent, Config, image::Mirror};
+use portolan_agent::{self as agent, image::Mirror};
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 mod api;
+mod lab;
 mod payload;
 mod registry;
 
-use api::{Api, PODS};
+use api::PODS;
+use lab::*;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -45,6 +41,10 @@ fn main() {
         .expect("private mounts");
     let filter: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    // Only on request: a figure, not a check.
+    if filter.iter().any(|f| *f == "hundred") {
+        return runtime.block_on(hundred());
+    }
     macro_rules! tests {
         ($($name:ident),* $(,)?) => {
             $(
@@ -73,170 +73,9 @@ fn main() {
         logs_are_served_followed_and_previous,
         a_user_has_no_capabilities_and_signals_are_normal,
         a_killed_agents_pods_are_adopted,
+        a_stopped_agents_pods_start_again,
         cleanup_leaves_nothing,
     );
-}
-
-struct Node {
-    api: Api,
-    agent: Agent,
-    config: Config,
-    cancel: CancellationToken,
-    _dir: Arc<tempfile::TempDir>,
-}
-
-fn snapshot() -> Snapshot {
-    let mut s = Snapshot::default();
-    s.revision = u64::MAX;
-    for kind in model::Kind::ALL {
-        s.mark_listed(kind);
-    }
-    let mut put = |name: &str, namespace: &str, ip: &str, ports: Value| {
-        let v = json!({"metadata": {"name": name, "namespace": namespace, "uid": name}, "spec": {"type": "ClusterIP", "clusterIP": ip,
-            "clusterIPs": [ip], "ports": ports}});
-        let service = model::parse::service(&v).0.expect("service");
-        s.services.insert(service.meta.key.clone(), Arc::new(service));
-    };
-    put("kubernetes", "default", "10.96.0.1", json!([{"name": "https", "port": 443, "protocol": "TCP"}]));
-    put("redis-master", "default", "10.96.0.11", json!([{"port": 6379, "protocol": "TCP"}]));
-    s
-}
-
-/// Configurations of all agents of this run.
-static STARTED: std::sync::Mutex<Vec<Config>> = std::sync::Mutex::new(Vec::new());
-
-async fn end_everything() {
-    let all = std::mem::take(&mut *STARTED.lock().unwrap());
-    for config in all {
-        let _ = agent::cleanup(&config).await;
-        let _ = std::fs::remove_dir_all(config.data_dir.parent().unwrap());
-    }
-}
-
-async fn begin(api: &Api, config: Config, dir: Arc<tempfile::TempDir>) -> Node {
-    let cancel = CancellationToken::new();
-    STARTED.lock().unwrap().push(config.clone());
-    let (_, snapshots) = watch::channel(Arc::new(snapshot()));
-    let agent = Agent::start(config.clone(), api.client(), snapshots, cancel.clone()).await.expect("agent");
-    Node { api: api.clone(), agent, config, cancel, _dir: dir }
-}
-
-async fn node_with(mirrors: Vec<Mirror>) -> Node {
-    let dir = Arc::new(tempfile::Builder::new().prefix("po").tempdir_in("/var/tmp").expect("dir"));
-    let mut config = Config::new("node-1", &dir.path().join("data"), &dir.path().join("run"));
-    config.cgroup = format!("/portolan-test-{}", std::process::id()).into();
-    config.mirrors = mirrors;
-    config.shutdown_grace = Duration::from_secs(1);
-    begin(&Api::default(), config, dir).await
-}
-
-async fn node() -> Node {
-    node_with(vec![]).await
-}
-
-impl Node {
-    fn create(&self, name: &str, spec: Value) -> String {
-        let mut spec = spec;
-        spec["nodeName"] = json!("node-1");
-        let uid = format!("{name}-{}", rand::random::<u32>());
-        let object = json!({"metadata": {"name": name, "namespace": "default", "uid": uid,
-            "creationTimestamp": "2026-11-21T00:00:00Z"}, "spec": spec});
-        let path = format!("{PODS}{name}");
-        self.api.put(&path, object, "ADDED");
-        path
-    }
-
-    /// A pod of the built-in image that runs `args`.
-    fn run(&self, name: &str, args: &[&str], more: Value) -> String {
-        let mut spec =
-            json!({"containers": [{"name": "c", "image": "portolan.dev/echo"}], "terminationGracePeriodSeconds": 1});
-        let mut command = vec!["/portolan"];
-        command.extend(args);
-        spec["containers"][0]["command"] = json!(command);
-        if args == ["echo"] {
-            spec["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 8080}});
-        }
-        if let Value::Object(more) = more {
-            for (key, value) in more {
-                if let Some(inner) = key.strip_prefix("c.") {
-                    spec["containers"][0][inner] = value;
-                } else {
-                    spec[key] = value;
-                }
-            }
-        }
-        self.create(name, spec)
-    }
-
-    async fn ready(&self, path: &str) -> Value {
-        self.api.wait(path, "ready", |p| condition(p, "Ready") == "True").await
-    }
-
-    async fn ended(&self, path: &str) -> Value {
-        self.api.wait(path, "over", |p| matches!(p["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))).await
-    }
-
-    async fn logs(&self, pod: &str, query: &str) -> (u16, String) {
-        let uri = format!("/containerLogs/default/{pod}/c?{query}");
-        let request = axum::http::Request::get(uri).body(axum::body::Body::empty()).unwrap();
-        let response = self.agent.router().oneshot(request).await.unwrap();
-        let code = response.status().as_u16();
-        let body = tokio::time::timeout(Duration::from_secs(20), axum::body::to_bytes(response.into_body(), 1 << 24));
-        (code, String::from_utf8(body.await.expect("the log ends").unwrap().to_vec()).unwrap())
-    }
-
-    /// Runs a pod to its end and returns what it said.
-    async fn output(&self, name: &str, args: &[&str], more: Value) -> String {
-        let mut more = more;
-        more["restartPolicy"] = json!("Never");
-        let path = self.run(name, args, more);
-        self.ended(&path).await;
-        self.logs(name, "").await.1
-    }
-
-    fn delete(&self, path: &str) {
-        let mut pod = self.api.get(path).expect("pod");
-        pod["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
-        pod["metadata"]["deletionGracePeriodSeconds"] = json!(1);
-        self.api.put(path, pod, "MODIFIED");
-    }
-
-    async fn gone(&self, path: &str) {
-        self.api.wait(path, "gone", Value::is_null).await;
-    }
-
-    async fn end(self) {
-        self.agent.shutdown().await.expect("shutdown");
-        assert_clean(&self.config);
-    }
-}
-
-fn condition(pod: &Value, kind: &str) -> String {
-    let all = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    all.iter().find(|c| c["type"] == kind).and_then(|c| c["status"].as_str()).unwrap_or_default().to_owned()
-}
-
-fn ip(pod: &Value) -> IpAddr {
-    pod["status"]["podIP"].as_str().expect("podIP").parse().expect("ip")
-}
-
-/// Nothing of the agent is left on this (private) host.
-fn assert_clean(config: &Config) {
-    let links = std::fs::read_to_string("/proc/net/dev").unwrap();
-    assert!(!links.contains("portolan0") && !links.contains(" po"), "{links}");
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let run = config.run_dir.to_str().unwrap();
-    assert!(!mounts.contains(run), "{mounts}");
-    for entry in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        let ours = entry.path().join(config.cgroup.strip_prefix("/").unwrap());
-        assert!(!ours.exists(), "{}", ours.display());
-    }
-    let containers = std::fs::read_dir(config.run_dir.join("containers")).map_or(0, Iterator::count);
-    assert_eq!(containers, 0);
-    for path in std::fs::read_dir("/proc").unwrap().flatten() {
-        let line = std::fs::read(path.path().join("cmdline")).unwrap_or_default();
-        assert!(!String::from_utf8_lossy(&line).contains(run), "a process is left: {}", String::from_utf8_lossy(&line));
-    }
 }
 
 async fn seed_003_every_pod_has_its_own_address_and_a_new_pod_another() {
@@ -454,7 +293,7 @@ async fn init_containers_run_first_and_volumes_are_shared() {
     let path = node.create("fails", failing);
     assert_eq!(node.ended(&path).await["status"]["phase"], "Failed");
     node.end().await;
-    assert!(!PathBuf::from(dir).exists());
+    assert!(!dir.exists());
 }
 
 async fn probes_of_all_kinds_decide() {
@@ -517,6 +356,8 @@ async fn a_user_has_no_capabilities_and_signals_are_normal() {
     assert!(root.contains("CapEff:\t00000000a80425fb"), "the runtimes' default set: {root}");
     // Rust itself ignores SIGPIPE at its start (bit 12); nothing else may be ignored or blocked.
     assert!(root.contains("SigBlk:\t0000000000000000") && root.contains("SigIgn:\t0000000000001000"), "{root}");
+    let text = node.output("reopen", &["reopen"], json!({"c.securityContext": {"runAsUser": 1000}})).await;
+    assert_eq!(text, "reopened\n");
     let path = node.run("refused", &["id"], json!({"c.securityContext": {"runAsNonRoot": true}}));
     let waiting = |p: &Value| {
         p["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap_or_default().to_owned()
@@ -536,14 +377,16 @@ async fn a_killed_agents_pods_are_adopted() {
     let orphan_ip = ip(&first.ready(&orphan).await);
     // As after kill -9: the agent stops without a word, the containers run on.
     first.cancel.cancel();
-    let (api, config, dir) = (first.api.clone(), first.config.clone(), first._dir.clone());
+    let (api, config, dir) = (first.api.clone(), first.config.clone(), first.dir.clone());
     drop(first);
     assert!(get(ip(&before), 8080).await.ends_with("stays"));
     let lost = api.get(&orphan).unwrap();
     api.put(&orphan, lost, "DELETED");
 
+    let revision = api.revision();
     let second = begin(&api, config, dir).await;
     let after = second.ready(&path).await;
+    assert!(!api.since(revision, &path).iter().any(|p| condition(p, "Ready") != "True"), "it was never unready");
     let same = |what: &str| {
         assert_eq!(
             before["status"]["containerStatuses"][0][what], after["status"]["containerStatuses"][0][what],
@@ -564,6 +407,50 @@ async fn a_killed_agents_pods_are_adopted() {
     assert_eq!(second.logs("stays", "").await.1, "serving\n");
     second.delete(&path);
     second.gone(&path).await;
+    second.end().await;
+}
+
+async fn hundred() {
+    let node = node().await;
+    let began = Instant::now();
+    let paths: Vec<_> = (0..100).map(|i| node.run(&format!("h{i}"), &["echo"], json!({}))).collect();
+    for path in &paths {
+        node.ready(path).await;
+    }
+    println!("100 pods Ready after {:?}", began.elapsed());
+    let mut sizes: Vec<u64> = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains("__shim") {
+            let rollup = std::fs::read_to_string(entry.path().join("smaps_rollup")).unwrap_or_default();
+            let anonymous = rollup.lines().find_map(|l| l.strip_prefix("Anonymous:")).unwrap_or("0");
+            sizes.push(anonymous.trim().trim_end_matches(" kB").parse().unwrap_or(0));
+        }
+    }
+    sizes.sort();
+    println!("{} shims, anonymous memory p50 {} kB", sizes.len(), sizes.get(sizes.len() / 2).unwrap_or(&0));
+    let began = Instant::now();
+    node.end().await;
+    println!("shutdown after {:?}", began.elapsed());
+}
+
+async fn a_stopped_agents_pods_start_again() {
+    let first = node().await;
+    let path = first.run("again", &["echo"], json!({}));
+    let never = first.run("never", &["echo"], json!({"restartPolicy": "Never"}));
+    let before = first.ready(&path).await;
+    first.ready(&never).await;
+    let (api, config, dir) = (first.api.clone(), first.config.clone(), first.dir.clone());
+    first.end().await;
+    // Nothing was said about pods that only lost their agent.
+    assert_eq!(api.get(&path).unwrap()["status"]["phase"], "Running");
+    let second = begin(&api, config, dir).await;
+    let restarted =
+        |p: &Value| p["status"]["containerStatuses"][0]["restartCount"] == 1 && condition(p, "Ready") == "True";
+    let after = second.api.wait(&path, "running again", restarted).await;
+    assert_ne!(ip(&before), ip(&after));
+    let over = second.ended(&never).await;
+    assert_eq!(over["status"]["phase"], "Failed");
     second.end().await;
 }
 

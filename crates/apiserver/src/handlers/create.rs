@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use model::admit;
 use rand::Rng;
@@ -32,7 +32,15 @@ pub(super) async fn create(api: &Api, mut call: Call) -> Result<Response, Failur
     call.warnings.extend(decoded.warnings);
     let namespace = call.target.namespace.clone();
     let new = NewObject { kind, namespace, object: decoded.object, dry_run: call.query.dry_run()? };
-    let created = new.insert(api).await?;
+    // Advice helps most when the object is refused.
+    let advice = admit::warnings(kind.kind, &new.object);
+    let created = match new.insert(api).await {
+        Ok(created) => created,
+        Err(failure) => {
+            call.warnings.extend(advice);
+            return Ok(reply::warn(failure.into_response(), &call.warnings));
+        }
+    };
     let object = created.value();
     call.warnings.extend(admit::warnings(kind.kind, &object));
     let response = reply::value(call.form, kind, call.query.include_object()?, StatusCode::CREATED, &object);
@@ -125,7 +133,8 @@ impl NewObject {
 
     fn own_metadata(&self, object: &mut Value) {
         let Some(meta) = object["metadata"].as_object_mut() else { return };
-        for field in ["selfLink", "managedFields", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
+        for field in ["selfLink", "managedFields", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"]
+        {
             meta.remove(field);
         }
         meta.insert("uid".into(), uid().into());

@@ -9,9 +9,7 @@ use model::admit::FieldError;
 use serde_json::{Value, json};
 
 use super::{
-    Api, Call,
-    create::is_service,
-    finalizers, key_of, meta, read, reply, resource_of, timestamp,
+    Api, Call, create::is_service, finalizers, key_of, meta, read, reply, resource_of, timestamp,
     update::has_namespace_finalizers,
 };
 use crate::{
@@ -57,7 +55,9 @@ impl Options {
         let invalid = |error| Failure::invalid_options("DeleteOptions", &[error]);
         let grace = match &given["gracePeriodSeconds"] {
             Value::Null => query.number("gracePeriodSeconds")?,
-            seconds => Some(seconds.as_i64().ok_or_else(|| Failure::bad_request("gracePeriodSeconds must be an integer"))?),
+            seconds => {
+                Some(seconds.as_i64().ok_or_else(|| Failure::bad_request("gracePeriodSeconds must be an integer"))?)
+            }
         };
         let orphan = match &given["orphanDependents"] {
             Value::Bool(orphan) => Some(*orphan),
@@ -95,7 +95,8 @@ impl Options {
         {
             let there = meta(object, field);
             if let Some(wanted) = wanted.as_deref().filter(|w| *w != there) {
-                let why = format!("Precondition failed: {label} in precondition: {wanted}, {label} in object meta: {there}");
+                let why =
+                    format!("Precondition failed: {label} in precondition: {wanted}, {label} in object meta: {there}");
                 return Err(Failure::conflict(kind, name, &why));
             }
         }
@@ -293,7 +294,8 @@ mod tests {
 
     #[test]
     fn options_of_real_clients() {
-        let o = options(r#"{"kind":"DeleteOptions","apiVersion":"v1","propagationPolicy":"Background"}"#).expect("kubectl");
+        let o =
+            options(r#"{"kind":"DeleteOptions","apiVersion":"v1","propagationPolicy":"Background"}"#).expect("kubectl");
         assert_eq!((o.propagation, o.grace), (Propagation::Background, None));
         let o = options(r#"{"orphanDependents":true,"gracePeriodSeconds":0}"#).expect("old");
         assert_eq!((o.propagation, o.grace), (Propagation::Orphan, Some(0)));

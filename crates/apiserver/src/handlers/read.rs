@@ -164,7 +164,8 @@ impl Resume {
 
 /// The list as it lies in memory, joined in chunks: nothing is parsed, and no second copy of the list exists at once.
 fn streamed(kind: &Kind, page: Page) -> Response {
-    let mut head = json!({"apiVersion": kind.api_version(), "kind": kind.list_kind(), "metadata": page.meta()}).to_string();
+    let mut head =
+        json!({"apiVersion": kind.api_version(), "kind": kind.list_kind(), "metadata": page.meta()}).to_string();
     head.pop();
     head.push_str(",\"items\":[");
     if page.items.is_empty() {

@@ -20,7 +20,9 @@ use crate::{
 /// What the client wants to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    Json { pretty: bool },
+    Json {
+        pretty: bool,
+    },
     Yaml,
     Table(TableVersion),
     /// `PartialObjectMetadata`, in lists `PartialObjectMetadataList`.
@@ -127,11 +129,17 @@ pub(super) fn plain(form: Form, code: StatusCode, value: &Value) -> Response {
             Ok(text) => (code, [(header::CONTENT_TYPE, "application/yaml")], text).into_response(),
             Err(e) => Failure::internal(e).into_response(),
         },
-        Form::Json { pretty: true } => {
-            json_bytes(code, Bytes::from(format!("{value:#}\n")))
-        }
+        Form::Json { pretty: true } => json_bytes(code, Bytes::from(format!("{value:#}\n"))),
         _ => json_bytes(code, Bytes::from(value.to_string())),
     }
+}
+
+/// A refusal: always JSON.
+pub(super) fn failure(failure: &Failure, pretty: bool) -> Response {
+    if pretty {
+        return plain(Form::Json { pretty }, failure.code(), &failure.value());
+    }
+    failure.clone().into_response()
 }
 
 pub(super) fn json_bytes(code: StatusCode, bytes: Bytes) -> Response {
@@ -161,8 +169,10 @@ mod tests {
     fn accept_headers_of_real_clients() {
         let json = Form::Json { pretty: false };
         for (accept, form) in [
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
-             Some(Form::Table(TableVersion::V1))),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+                Some(Form::Table(TableVersion::V1)),
+            ),
             ("application/json;as=Table;v=v2;g=meta.k8s.io,application/json", Some(json)),
             ("application/vnd.kubernetes.protobuf;q=0.9, application/json", Some(json)),
             ("application/vnd.kubernetes.protobuf,*/*", Some(json)),
@@ -170,7 +180,10 @@ mod tests {
             ("application/yaml", Some(Form::Yaml)),
             ("*/*", Some(json)),
             ("", Some(json)),
-            ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some(Form::Metadata(TableVersion::V1))),
+            (
+                "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+                Some(Form::Metadata(TableVersion::V1)),
+            ),
             ("text/html", None),
         ] {
             assert_eq!(negotiate(accept), form, "{accept}");

@@ -152,8 +152,7 @@ fn patched_scale(call: &Call, current: &Value) -> Result<Value, Failure> {
         }
         "application/json-patch+json" => {
             let patch: json_patch::Patch = serde_json::from_slice(&call.body).map_err(bad)?;
-            json_patch::patch(&mut scale, &patch)
-                .map_err(|e| Failure::unprocessable(&e.to_string()))?;
+            json_patch::patch(&mut scale, &patch).map_err(|e| Failure::unprocessable(&e.to_string()))?;
         }
         other => {
             return Err(Failure::unsupported_media_type(format!(
@@ -199,7 +198,8 @@ fn with_replicas(kind: &Kind, name: &str, old: &Value, scale: &Value, paths: &Sc
 
 /// A body whose kind has no row of its own.
 fn json_body(call: &Call, kind: &str) -> Result<Value, Failure> {
-    let bad = |e: &dyn std::fmt::Display| Failure::bad_request(format!("couldn't get version/kind; json parse error: {e}"));
+    let bad =
+        |e: &dyn std::fmt::Display| Failure::bad_request(format!("couldn't get version/kind; json parse error: {e}"));
     let value: Value = if call.content_type.starts_with("application/yaml") {
         serde_yaml_ng::from_slice(&call.body).map_err(|e| bad(&e))?
     } else {
@@ -220,13 +220,7 @@ async fn finalize(api: &Api, call: &Call) -> Result<Response, Failure> {
     let kind = call.kind();
     let decoded = schema::decode(kind, &call.content_type, &call.body, call.validation()?)?;
     let wanted = decoded.object;
-    let edit = Edit {
-        kind,
-        namespace: "",
-        name: &call.target.name,
-        part: Part::Whole,
-        dry_run: call.query.dry_run()?,
-    };
+    let edit = Edit { kind, namespace: "", name: &call.target.name, part: Part::Whole, dry_run: call.query.dry_run()? };
     let edited = edit
         .run(api, |old| {
             let mut new = old.clone();
@@ -350,7 +344,8 @@ async fn log(api: &Api, call: &Call) -> Result<Response, Failure> {
         return Ok(Response::from_parts(head, Body::from_stream(body)));
     }
     let code = response.status();
-    let text = Limited::new(response.into_body(), MAX_NODE_ERROR).collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let text =
+        Limited::new(response.into_body(), MAX_NODE_ERROR).collect().await.map(|b| b.to_bytes()).unwrap_or_default();
     Err(Failure::from_node(code, &String::from_utf8_lossy(&text)))
 }
 
@@ -366,7 +361,11 @@ fn log_container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String,
         Some(asked) => Err(Failure::bad_request(format!("container {asked} is not valid for pod {name}"))),
         None if containers.len() == 1 => Ok(containers.concat()),
         None => {
-            let init = if init.is_empty() { String::new() } else { format!(" or one of the init containers: [{}]", init.join(" ")) };
+            let init = if init.is_empty() {
+                String::new()
+            } else {
+                format!(" or one of the init containers: [{}]", init.join(" "))
+            };
             Err(Failure::bad_request(format!(
                 "a container name must be specified for pod {name}, choose one of: [{}]{init}",
                 containers.join(" ")

@@ -64,6 +64,10 @@ pub(super) async fn replace_status(api: &Api, call: Call) -> Result<Response, Fa
 }
 
 pub(super) async fn patch(api: &Api, call: Call) -> Result<Response, Failure> {
+    if call.content_type.starts_with("application/apply-patch") {
+        // It would create what is not there, so that it is missing must not be the answer.
+        patched(&call, &Value::Object(serde_json::Map::new()))?;
+    }
     change(api, call, Part::Main, patched).await
 }
 
@@ -121,13 +125,8 @@ async fn change(
         return Err(Failure::method_not_allowed(kind));
     }
     let mut warnings = Vec::new();
-    let edit = Edit {
-        kind,
-        namespace: &call.target.namespace,
-        name: &call.target.name,
-        part,
-        dry_run: call.query.dry_run()?,
-    };
+    let edit =
+        Edit { kind, namespace: &call.target.namespace, name: &call.target.name, part, dry_run: call.query.dry_run()? };
     let edited = edit
         .run(api, |current| {
             let (object, advice) = make(&call, current)?;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
+use super::words;
 use crate::{
     kinds::{self, Kind},
     schema::{FieldType, Merge, Type, type_at, type_named},
@@ -140,7 +141,9 @@ impl Schemas {
             (QUANTITY, Version::V2) => json!({"type": "string"}),
             (QUANTITY, Version::V3) => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
             (INT_OR_STRING, Version::V2) => json!({"type": "string", "format": "int-or-string"}),
-            (INT_OR_STRING, Version::V3) => json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}),
+            (INT_OR_STRING, Version::V3) => {
+                json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
+            }
             _ => json!({"type": "object"}),
         };
         self.out.entry(name.to_owned()).or_insert(schema);
@@ -185,12 +188,19 @@ impl Schemas {
             {
                 map.insert("x-kubernetes-patch-strategy".into(), "retainKeys".into());
             }
+            if let (Some(map), Some(text)) = (schema.as_object_mut(), words::description(t.name, field.name)) {
+                map.insert("description".into(), text.into());
+            }
             properties.insert(field.name.into(), schema);
         }
         let mut out = Map::new();
         out.insert("type".into(), "object".into());
         out.insert("properties".into(), properties.into());
-        let required: Vec<&str> = t.fields.iter().filter(|f| f.required && f.name != "metadata").map(|f| f.name).collect();
+        if let Some(text) = words::description(t.name, "") {
+            out.insert("description".into(), text.into());
+        }
+        let required: Vec<&str> =
+            t.fields.iter().filter(|f| f.required && f.name != "metadata").map(|f| f.name).collect();
         if !required.is_empty() {
             out.insert("required".into(), json!(required));
         }
@@ -240,7 +250,8 @@ fn list_extensions(merge: Merge, schema: &mut Map<String, Value>) {
 }
 
 fn add_paths(kind: &'static Kind, version: Version, paths: &mut Map<String, Value>) {
-    let base = if kind.group.is_empty() { format!("/api/{}", kind.version) } else { format!("/apis/{}", kind.api_version()) };
+    let base =
+        if kind.group.is_empty() { format!("/api/{}", kind.version) } else { format!("/apis/{}", kind.api_version()) };
     let collection = if kind.namespaced {
         format!("{base}/namespaces/{{namespace}}/{}", kind.plural)
     } else {
@@ -359,7 +370,8 @@ fn operation(kind: &Kind, verb: &str, version: Version) -> Value {
         }
         Version::V3 => {
             if let Some((schema, types)) = body {
-                let content: Map<String, Value> = types.iter().map(|t| ((*t).to_owned(), json!({"schema": schema}))).collect();
+                let content: Map<String, Value> =
+                    types.iter().map(|t| ((*t).to_owned(), json!({"schema": schema}))).collect();
                 out["requestBody"] = json!({"content": content});
             }
             let content = json!({"application/json": {"schema": target(&answer)}});

@@ -39,8 +39,14 @@ async fn seed_219_v3_of_every_group() {
     }
     let core: Value = serde_json::from_slice(&body(v3("api/v1", "", &HeaderMap::new())).await).expect("json");
     let schemas = &core["components"]["schemas"];
-    assert_eq!(schemas["io.k8s.api.core.v1.Service"]["x-kubernetes-group-version-kind"], json!([{"group": "", "version": "v1", "kind": "Service"}]));
-    assert_eq!(schemas["io.k8s.api.core.v1.ServiceSpec"]["properties"]["ports"]["x-kubernetes-patch-merge-key"], "port");
+    assert_eq!(
+        schemas["io.k8s.api.core.v1.Service"]["x-kubernetes-group-version-kind"],
+        json!([{"group": "", "version": "v1", "kind": "Service"}])
+    );
+    assert_eq!(
+        schemas["io.k8s.api.core.v1.ServiceSpec"]["properties"]["ports"]["x-kubernetes-patch-merge-key"],
+        "port"
+    );
     // What kubectl looks for before it trusts the server with validation and apply.
     let patch = &core["paths"]["/api/v1/namespaces/{namespace}/services/{name}"]["patch"];
     assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Service");
@@ -58,7 +64,8 @@ async fn etags_and_compression() {
     let etag = first.headers()[header::ETAG].clone();
     let again = v3("apis/apps/v1", "", &HeaderMap::from_iter([(header::IF_NONE_MATCH, etag)]));
     assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
-    let gzip = v3("apis/apps/v1", "", &HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]));
+    let gzip =
+        v3("apis/apps/v1", "", &HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]));
     assert_eq!(gzip.headers()[header::CONTENT_ENCODING], "gzip");
     let mut plain = Vec::new();
     GzDecoder::new(body(gzip).await.as_slice()).read_to_end(&mut plain).expect("gzip");

@@ -42,7 +42,9 @@ fn merge_object(mut original: Object, mut patch: Object, of: Option<&'static Typ
         let keys = list(keys, RETAIN_KEYS)?;
         for key in patch.keys().filter(|k| !k.starts_with('$')) {
             if !patch[key].is_null() && !keys.iter().any(|k| k == key) {
-                return Err(bad(format!("invalid patch: the patch must not have fields that are not in {RETAIN_KEYS}: {key}")));
+                return Err(bad(format!(
+                    "invalid patch: the patch must not have fields that are not in {RETAIN_KEYS}: {key}"
+                )));
             }
         }
         original.retain(|name, _| keys.iter().any(|k| k == name));
@@ -130,9 +132,12 @@ fn merge_by_key(mut old: Vec<Value>, new: Vec<Value>, key: &str, of: &FieldType)
         };
         match item.get(DIRECTIVE).map(|d| d.as_str().unwrap_or_default().to_owned()).as_deref() {
             Some("delete") => {
-                let value = item
-                    .remove(key)
-                    .ok_or_else(|| bad(format!("map: {} does not contain declared merge key: {key}", super::go_print(&Value::Object(item.clone())))))?;
+                let value = item.remove(key).ok_or_else(|| {
+                    bad(format!(
+                        "map: {} does not contain declared merge key: {key}",
+                        super::go_print(&Value::Object(item.clone()))
+                    ))
+                })?;
                 old.retain(|o| !same(o.get(key), Some(&value)));
             }
             Some("replace") => {

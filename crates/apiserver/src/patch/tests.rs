@@ -22,12 +22,15 @@ fn patched(content_type: &str, current: &Value, patch: Value) -> Result<Value, P
 
 #[test]
 fn strategic_lists_merge_by_key() {
-    let out = patched(SMP, &service(), json!({"spec": {"ports": [{"port": 443, "targetPort": 8443}]}})).expect("patched");
+    let out =
+        patched(SMP, &service(), json!({"spec": {"ports": [{"port": 443, "targetPort": 8443}]}})).expect("patched");
     assert_eq!(out["spec"]["ports"][0], json!({"name": "http", "port": 80, "protocol": "TCP"}));
     assert_eq!(out["spec"]["ports"][1], json!({"name": "https", "port": 443, "protocol": "TCP", "targetPort": 8443}));
-    let out = patched(SMP, &service(), json!({"spec": {"ports": [{"port": 80, "$patch": "delete"}]}})).expect("patched");
+    let out =
+        patched(SMP, &service(), json!({"spec": {"ports": [{"port": 80, "$patch": "delete"}]}})).expect("patched");
     assert_eq!(out["spec"]["ports"], json!([{"name": "https", "port": 443, "protocol": "TCP"}]));
-    let out = patched(SMP, &service(), json!({"spec": {"ports": [{"port": 9}, {"$patch": "replace"}]}})).expect("patched");
+    let out =
+        patched(SMP, &service(), json!({"spec": {"ports": [{"port": 9}, {"$patch": "replace"}]}})).expect("patched");
     assert_eq!(out["spec"]["ports"], json!([{"port": 9}]));
 }
 
@@ -35,11 +38,13 @@ fn strategic_lists_merge_by_key() {
 fn strategic_order_and_sets() {
     let p = json!({"spec": {"$setElementOrder/ports": [{"port": 443}, {"port": 81}, {"port": 80}], "ports": [{"name": "new", "port": 81}]}});
     let out = patched(SMP, &service(), p).expect("patched");
-    let ports: Vec<i64> = out["spec"]["ports"].as_array().expect("list").iter().filter_map(|p| p["port"].as_i64()).collect();
+    let ports: Vec<i64> =
+        out["spec"]["ports"].as_array().expect("list").iter().filter_map(|p| p["port"].as_i64()).collect();
     assert_eq!(ports, [443, 81, 80]);
     let out = patched(SMP, &service(), json!({"metadata": {"finalizers": ["c"]}})).expect("patched");
     assert_eq!(out["metadata"]["finalizers"].as_array().map(Vec::len), Some(3), "{out}");
-    let out = patched(SMP, &service(), json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}})).expect("patched");
+    let out =
+        patched(SMP, &service(), json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}})).expect("patched");
     assert_eq!(out["metadata"]["finalizers"], json!(["b"]));
 }
 
@@ -47,7 +52,8 @@ fn strategic_order_and_sets() {
 fn strategic_maps_nulls_and_replacement() {
     let out = patched(SMP, &service(), json!({"spec": {"selector": {"app": null, "tier": "x"}}})).expect("patched");
     assert_eq!(out["spec"]["selector"], json!({"tier": "x"}));
-    let out = patched(SMP, &service(), json!({"spec": {"selector": {"$patch": "replace", "a": "b"}}})).expect("patched");
+    let out =
+        patched(SMP, &service(), json!({"spec": {"selector": {"$patch": "replace", "a": "b"}}})).expect("patched");
     assert_eq!(out["spec"]["selector"], json!({"a": "b"}));
     let d = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
@@ -85,9 +91,14 @@ fn refusals() {
         e.to_string(),
         "patch: Invalid value: \"map[spec:map[foo:1]]\": strict decoding error: unknown field \"spec.foo\""
     );
-    assert!(matches!(patched(SMP, &service(), json!({"spec": {"ports": [{"name": "x"}]}})), Err(PatchError::BadRequest(m)) if m.contains("merge key")));
+    assert!(
+        matches!(patched(SMP, &service(), json!({"spec": {"ports": [{"name": "x"}]}})), Err(PatchError::BadRequest(m)) if m.contains("merge key"))
+    );
     assert!(matches!(patched(SMP, &service(), json!({"$patch": "explode"})), Err(PatchError::BadRequest(_))));
-    assert!(matches!(patched("application/apply-patch+yaml", &service(), json!({})), Err(PatchError::UnsupportedMediaType(_))));
+    assert!(matches!(
+        patched("application/apply-patch+yaml", &service(), json!({})),
+        Err(PatchError::UnsupportedMediaType(_))
+    ));
     assert!(matches!(patched("text/plain", &service(), json!({})), Err(PatchError::UnsupportedMediaType(_))));
     for patch in ["", "[]", "3", "{\"a\""] {
         let kind = find("", "v1", "services").expect("kind");

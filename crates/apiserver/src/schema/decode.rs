@@ -12,6 +12,10 @@ use serde_json::{Map, Value};
 use super::{FieldType, Type, go_type, quantity, type_at, type_named};
 use crate::kinds::Kind;
 
+mod words;
+
+use words::{go_syntax_error, go_value, summary, time, valid_base64};
+
 /// `?fieldValidation=`: what happens to unknown and duplicate fields. They are never stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FieldValidation {
@@ -92,7 +96,8 @@ fn decode_yaml(kind: &Kind, body: &[u8], validation: FieldValidation) -> Result<
     if body.trim_ascii_start().starts_with(b"{") {
         return decode_json(kind, body, validation);
     }
-    let meta = serde_yaml_ng::from_slice::<TypeProbe>(body).map_err(|e| format!("error converting YAML to JSON: yaml: {e}"));
+    let meta =
+        serde_yaml_ng::from_slice::<TypeProbe>(body).map_err(|e| format!("error converting YAML to JSON: yaml: {e}"));
     let meta = type_meta(kind, meta, body)?;
     finish(kind, &meta, validation, |decoder, root| {
         let de = serde_yaml_ng::Deserializer::from_slice(body);
@@ -132,49 +137,6 @@ fn type_meta(kind: &Kind, probe: Result<TypeProbe, String>, body: &[u8]) -> Resu
     Ok(TypeMeta { api_version: text(probe.api_version, "apiVersion")?, kind: text(probe.kind, "kind")? })
 }
 
-/// The start of a body, as upstream quotes it.
-fn summary(body: &[u8]) -> String {
-    const MAX: usize = 30;
-    if body.is_empty() {
-        return "<empty>".into();
-    }
-    let cut = &body[..body.len().min(MAX)];
-    let dots = if body.len() > MAX { " ..." } else { "" };
-    if body[0] == b'{' {
-        format!("{}{dots}", String::from_utf8_lossy(cut))
-    } else {
-        format!("{}{dots}", cut.iter().map(|b| format!("{b:02x}")).collect::<String>())
-    }
-}
-
-/// Go's wording of a syntax error.
-fn go_syntax_error(error: &serde_json::Error, body: &[u8]) -> String {
-    if error.is_eof() {
-        return "unexpected end of JSON input".into();
-    }
-    if error.is_data() {
-        return error.to_string();
-    }
-    let at = body.split_inclusive(|b| *b == b'\n').take(error.line().saturating_sub(1)).map(<[u8]>::len).sum::<usize>();
-    let found = body.get(at + error.column().saturating_sub(1)).or(body.last()).copied().unwrap_or(b' ');
-    let what = error.to_string();
-    if what.starts_with("recursion limit") {
-        return "exceeded max depth".into();
-    }
-    let place = if what.starts_with("trailing characters") {
-        "after top-level value"
-    } else if what.starts_with("key must be a string") {
-        "looking for beginning of object key string"
-    } else if what.contains("expected `:`") {
-        "after object key"
-    } else if what.contains("expected `,`") {
-        if what.contains("`]`") { "after array element" } else { "after object key:value pair" }
-    } else {
-        "looking for beginning of value"
-    };
-    format!("invalid character '{}' {place}", char::from(found).escape_default())
-}
-
 fn finish(
     kind: &Kind,
     meta: &TypeMeta,
@@ -186,7 +148,10 @@ fn finish(
     let given_version = if meta.api_version.is_empty() { expected } else { &meta.api_version };
     let version = given_version.rsplit('/').next().unwrap_or_default();
     let refuse = |why: String| {
-        DecodeError::BadRequest(format!("{given_kind} in version {version:?} cannot be handled as a {}: {why}", kind.kind))
+        DecodeError::BadRequest(format!(
+            "{given_kind} in version {version:?} cannot be handled as a {}: {why}",
+            kind.kind
+        ))
     };
     if given_kind != kind.kind || given_version != expected {
         let own_group = if kind.group.is_empty() { "core" } else { kind.group.split('.').next().unwrap_or_default() };
@@ -198,7 +163,8 @@ fn finish(
             kind.kind
         )));
     }
-    let index = type_index(kind.schema).ok_or_else(|| DecodeError::BadRequest(format!("no schema for {}", kind.kind)))?;
+    let index =
+        type_index(kind.schema).ok_or_else(|| DecodeError::BadRequest(format!("no schema for {}", kind.kind)))?;
     let mut decoder = Decoder::default();
     let root = FieldType::Object(index);
     let value = read(&mut decoder, &root).map_err(&refuse)?;
@@ -283,17 +249,6 @@ fn push_dotted(out: &mut String, name: &str) {
         out.push('.');
     }
     out.push_str(name);
-}
-
-fn go_value(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
 }
 
 /// Reads one value of a type. `None` means absent: null, or empty where Go would leave it out.
@@ -461,8 +416,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
                         self.decoder.strict("duplicate", &key);
                     }
                     self.decoder.path.push(Step::Key(key.to_string()));
-                    let value =
-                        map.next_value_seed(Seed { decoder: self.decoder, kind: of, owner: self.owner, field: self.field });
+                    let value = map.next_value_seed(Seed {
+                        decoder: self.decoder,
+                        kind: of,
+                        owner: self.owner,
+                        field: self.field,
+                    });
                     self.decoder.path.pop();
                     out.insert(key.into_owned(), value?.unwrap_or_else(|| zero(of)));
                 }
@@ -525,9 +484,7 @@ fn omitted(owner: &str, field: &str, value: &Value) -> bool {
         // An empty struct may be a choice (`emptyDir: {}`, `podSelector: {}`); an empty map never is.
         Value::Object(m) => {
             m.is_empty()
-                && type_named(owner)
-                    .and_then(|t| t.field(field))
-                    .is_some_and(|f| matches!(f.kind, FieldType::Map(_)))
+                && type_named(owner).and_then(|t| t.field(field)).is_some_and(|f| matches!(f.kind, FieldType::Map(_)))
         }
         _ => false,
     }
@@ -579,28 +536,6 @@ impl<'de> Deserialize<'de> for Name<'de> {
         }
         deserializer.deserialize_any(Key)
     }
-}
-
-fn valid_base64(text: &str) -> Result<(), String> {
-    use base64::Engine as _;
-    let clean: Cow<'_, str> =
-        if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], "").into() } else { text.into() };
-    base64::engine::general_purpose::STANDARD.decode(clean.as_bytes()).map(drop).map_err(|e| {
-        let at = match e {
-            base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-            base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => clean.len(),
-        };
-        format!("illegal base64 data at input byte {at}")
-    })
-}
-
-/// RFC 3339 in any zone, stored in UTC with the precision the type has.
-fn time(text: &str, micros: bool) -> Result<Value, String> {
-    let parsed: jiff::Timestamp = text.parse().map_err(|_| {
-        format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\"")
-    })?;
-    let format = if micros { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
-    Ok(parsed.strftime(format).to_string().into())
 }
 
 #[cfg(test)]

@@ -80,7 +80,8 @@ fn binary(sign: &str, digits: i128, scale: i32, power: u32) -> Option<String> {
         // A fraction of a byte: upstream turns to milli units.
         return Some(decimal(sign, amount, scale, false));
     }
-    let (suffix, shift) = BINARY.iter().rev().find(|(_, p)| amount % (1i128 << p) == 0).map_or(("", 0), |(s, p)| (*s, *p));
+    let (suffix, shift) =
+        BINARY.iter().rev().find(|(_, p)| amount % (1i128 << p) == 0).map_or(("", 0), |(s, p)| (*s, *p));
     Some(format!("{sign}{}{suffix}", amount >> shift))
 }
 
@@ -140,7 +141,9 @@ mod tests {
             assert!(canonical(bad).is_err(), "{bad}");
         }
         assert_eq!(canonical("1Kii"), Err(SUFFIX_ERROR));
-        for huge in ["9".repeat(60), "0.".to_owned() + &"1".repeat(60), "1e18".into(), "999999999999999999999999E".into()] {
+        for huge in
+            ["9".repeat(60), "0.".to_owned() + &"1".repeat(60), "1e18".into(), "999999999999999999999999E".into()]
+        {
             canonical(&huge).expect("no overflow");
         }
     }

@@ -16,7 +16,8 @@ const MAPS: &str = "core/configmaps";
 
 fn write(key: &str, expect: Expect, value: u64) -> Write {
     let name = key.rsplit('/').next().unwrap_or(key);
-    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"v": value.to_string()}});
+    let object =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"v": value.to_string()}});
     Write { resource: MAPS.into(), key: key.into(), expect, change: Change::Put(Encoded::new(&object)) }
 }
 

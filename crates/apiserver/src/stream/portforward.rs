@@ -186,6 +186,9 @@ mod tests {
         }
         let (data, error) = outcome(&mut reader, 11, 9).await;
         assert!(data.is_empty());
-        assert_eq!(String::from_utf8_lossy(&error), "error forwarding port 0 to pod default/web: unable to parse port \"0\"");
+        assert_eq!(
+            String::from_utf8_lossy(&error),
+            "error forwarding port 0 to pod default/web: unable to parse port \"0\""
+        );
     }
 }

@@ -173,7 +173,9 @@ impl Incoming<ReadHalf<Connection>> {
         let word = |at: usize| body.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) & 0x7fff_ffff);
         match first as u16 {
             SYN_STREAM => {
-                let (Some(id), Some(block)) = (word(0), body.get(10..)) else { return Err(invalid("a short SYN_STREAM")) };
+                let (Some(id), Some(block)) = (word(0), body.get(10..)) else {
+                    return Err(invalid("a short SYN_STREAM"));
+                };
                 let headers = self.inflate.headers(block)?;
                 self.open(id, flags, headers).await?;
             }

@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use super::{AGE, Column, NAME, NONE, Printer, UNKNOWN, age, integer, items, name, number, seconds, since, string_or, text, wide};
+use super::{
+    AGE, Column, NAME, NONE, Printer, UNKNOWN, age, integer, items, name, number, seconds, since, string_or, text, wide,
+};
 
 pub(super) static NODE: Printer = Printer {
     columns: &[

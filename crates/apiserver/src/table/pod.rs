@@ -162,4 +162,3 @@ pub(super) fn row_conditions(pod: &Value) -> Option<Value> {
     };
     Some(json!([{"type": "Completed", "status": "True", "reason": phase, "message": message}]))
 }
-

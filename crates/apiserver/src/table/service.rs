@@ -32,7 +32,8 @@ pub(super) static SERVICE: Printer = Printer {
 
 fn external_ip(service: &Value) -> String {
     let spec = &service["spec"];
-    let mut ips: Vec<String> = items(spec, "externalIPs").iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+    let mut ips: Vec<String> =
+        items(spec, "externalIPs").iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
     match spec["type"].as_str().unwrap_or_default() {
         "ExternalName" => string_or(&spec["externalName"], ""),
         "LoadBalancer" => {
@@ -41,7 +42,11 @@ fn external_ip(service: &Value) -> String {
             if all.is_empty() { "<pending>".into() } else { all.join(",") }
         }
         "ClusterIP" | "NodePort" => {
-            if ips.is_empty() { NONE.into() } else { ips.join(",") }
+            if ips.is_empty() {
+                NONE.into()
+            } else {
+                ips.join(",")
+            }
         }
         _ => "<unknown>".into(),
     }

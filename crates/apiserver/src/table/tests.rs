@@ -50,12 +50,17 @@ fn seed_028_service_columns() {
 
 #[test]
 fn seed_075_external_name_and_others() {
-    let row = |spec: Value, status: Value| print("services", json!({"metadata": {"name": "nginx"}, "spec": spec, "status": status}), 68).1;
+    let row = |spec: Value, status: Value| {
+        print("services", json!({"metadata": {"name": "nginx"}, "spec": spec, "status": status}), 68).1
+    };
     assert_eq!(
         row(json!({"type": "ExternalName", "externalName": "www.iij.ad.jp"}), json!({}))[..6],
         ["nginx", "ExternalName", "<none>", "www.iij.ad.jp", "<none>", "68s"]
     );
-    assert_eq!(row(json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}), json!({}))[2..5], ["None", "<none>", "<none>"]);
+    assert_eq!(
+        row(json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}), json!({}))[2..5],
+        ["None", "<none>", "<none>"]
+    );
     let np = json!({"type": "NodePort", "clusterIPs": ["10.96.0.3"], "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}]});
     assert_eq!(row(np, json!({}))[4], "80:30080/TCP");
     let lb = json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.3"]});
@@ -65,7 +70,8 @@ fn seed_075_external_name_and_others() {
 
 #[test]
 fn seed_172_multi_port_services() {
-    let ports = json!([{"port": 80, "protocol": "TCP"}, {"port": 443, "protocol": "TCP"}, {"port": 9090, "protocol": "TCP"}]);
+    let ports =
+        json!([{"port": 80, "protocol": "TCP"}, {"port": 443, "protocol": "TCP"}, {"port": 9090, "protocol": "TCP"}]);
     let s = json!({"metadata": {"name": "m"}, "spec": {"type": "ClusterIP", "ports": ports}});
     assert_eq!(print("services", s, 0).1[4], "80/TCP,443/TCP,9090/TCP");
 }
@@ -104,13 +110,23 @@ fn seed_031_pod_columns() {
     let p = pod(json!({"phase": "Running", "podIP": "192.168.76.141", "podIPs": [{"ip": "192.168.76.141"}],
         "containerStatuses": [{"name": "c", "ready": true, "restartCount": 0, "state": {"running": {}}}]}));
     let (header, row) = print("pods", p, 194);
-    assert_eq!(header, ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "NOMINATED NODE", "READINESS GATES"]);
-    assert_eq!(row, ["nginx-7b54d48599-2j79v", "1/1", "Running", "0", "3m14s", "192.168.76.141", "n1", "<none>", "<none>"]);
+    assert_eq!(
+        header,
+        ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE", "NOMINATED NODE", "READINESS GATES"]
+    );
+    assert_eq!(
+        row,
+        ["nginx-7b54d48599-2j79v", "1/1", "Running", "0", "3m14s", "192.168.76.141", "n1", "<none>", "<none>"]
+    );
 }
 
 #[test]
 fn pod_statuses() {
-    let waiting = |reason: &str| pod(json!({"phase": "Pending", "containerStatuses": [{"name": "c", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}}]}));
+    let waiting = |reason: &str| {
+        pod(
+            json!({"phase": "Pending", "containerStatuses": [{"name": "c", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}}]}),
+        )
+    };
     for reason in ["ContainerCreating", "ErrImagePull", "ImagePullBackOff"] {
         assert_eq!(status_of(waiting(reason)), ["0/1", reason, "0"]);
     }
@@ -118,11 +134,17 @@ fn pod_statuses() {
     let crash = pod(json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": false, "restartCount": 2,
         "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 1, "finishedAt": "2026-11-21T00:59:55Z"}}}]}));
     assert_eq!(status_of(crash), ["0/1", "CrashLoopBackOff", "2 (5s ago)"]);
-    let done = pod(json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}));
+    let done = pod(
+        json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}),
+    );
     assert_eq!(status_of(done), ["0/1", "Completed", "0"]);
-    let failed = pod(json!({"phase": "Failed", "containerStatuses": [{"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]}));
+    let failed = pod(
+        json!({"phase": "Failed", "containerStatuses": [{"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]}),
+    );
     assert_eq!(status_of(failed), ["0/1", "ExitCode:3", "0"]);
-    let mut going = pod(json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": true, "restartCount": 0, "state": {"running": {}}}]}));
+    let mut going = pod(
+        json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": true, "restartCount": 0, "state": {"running": {}}}]}),
+    );
     going["metadata"]["deletionTimestamp"] = "2026-11-21T00:00:10Z".into();
     assert_eq!(status_of(going), ["1/1", "Terminating", "0"]);
 }
@@ -161,10 +183,16 @@ fn workloads() {
 fn nodes_and_events() {
     let n = json!({"metadata": {"name": "n1", "labels": {"node-role.kubernetes.io/control-plane": ""}},
         "spec": {"unschedulable": true}, "status": {"conditions": [{"type": "Ready", "status": "True"}], "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}], "nodeInfo": {"kubeletVersion": "v1.36.0"}}});
-    assert_eq!(print("nodes", n, 60).1[..6], ["n1", "Ready,SchedulingDisabled", "control-plane", "60s", "v1.36.0", "10.0.0.1"]);
+    assert_eq!(
+        print("nodes", n, 60).1[..6],
+        ["n1", "Ready,SchedulingDisabled", "control-plane", "60s", "v1.36.0", "10.0.0.1"]
+    );
     let e = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p"}, "type": "Normal", "reason": "Started", "message": "Started it\n",
         "source": {"component": "kubelet", "host": "n1"}, "firstTimestamp": "2026-11-21T00:00:00Z", "lastTimestamp": "2026-11-21T00:00:10Z", "count": 4});
-    assert_eq!(print("events", e, 30).1[..9], ["20s", "Normal", "Started", "pod/p", "", "kubelet, n1", "Started it", "30s", "4"]);
+    assert_eq!(
+        print("events", e, 30).1[..9],
+        ["20s", "Normal", "Started", "pod/p", "", "kubelet, n1", "Started it", "30s", "4"]
+    );
 }
 
 #[test]
@@ -173,8 +201,14 @@ fn rows_carry_what_was_asked_for() {
     let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "a"}, "data": {"x": "y"}});
     let row = |include, version| table(kind, version, &json!({"resourceVersion": "7"}), &[&object], include, true, 0);
     let t = row(IncludeObject::Metadata, TableVersion::V1Beta1);
-    assert_eq!((&t["apiVersion"], &t["metadata"]["resourceVersion"], &t["columnDefinitions"]), (&json!("meta.k8s.io/v1beta1"), &json!("7"), &Value::Null));
-    assert_eq!(t["rows"][0]["object"], json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1beta1", "metadata": {"name": "a"}}));
+    assert_eq!(
+        (&t["apiVersion"], &t["metadata"]["resourceVersion"], &t["columnDefinitions"]),
+        (&json!("meta.k8s.io/v1beta1"), &json!("7"), &Value::Null)
+    );
+    assert_eq!(
+        t["rows"][0]["object"],
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1beta1", "metadata": {"name": "a"}})
+    );
     assert_eq!(row(IncludeObject::Object, TableVersion::V1)["rows"][0]["object"], object);
     assert!(row(IncludeObject::None, TableVersion::V1)["rows"][0]["object"].is_null());
 }

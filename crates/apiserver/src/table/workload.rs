@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    AGE, Column, NAME, NONE, Printer, age, containers, human_duration, integer, items, label_selector, labels, name, number,
-    seconds, string_or, text, wide,
+    AGE, Column, NAME, NONE, Printer, age, containers, human_duration, integer, items, label_selector, labels, name,
+    number, seconds, string_or, text, wide,
 };
 
 const CONTAINERS: Column = wide("Containers", "Names of the containers of each pod.");
@@ -144,7 +144,8 @@ pub(super) static JOB: Printer = Printer {
 };
 
 fn job_status(job: &Value) -> &'static str {
-    let has = |kind: &str| items(&job["status"], "conditions").iter().any(|c| c["type"] == kind && c["status"] == "True");
+    let has =
+        |kind: &str| items(&job["status"], "conditions").iter().any(|c| c["type"] == kind && c["status"] == "True");
     if has("Complete") {
         "Complete"
     } else if has("Failed") {

@@ -8,10 +8,7 @@ async fn what_nothing_holds_goes_at_once() {
     let made = lab.post(MAPS, config_map("a", "1")).await.expect(201);
     let status = lab.delete(&format!("{MAPS}/a"), Value::Null).await.expect(200);
     assert_eq!((&status["kind"], &status["status"]), (&json!("Status"), &json!("Success")));
-    assert_eq!(
-        status["details"],
-        json!({"name": "a", "kind": "configmaps", "uid": made["metadata"]["uid"]})
-    );
+    assert_eq!(status["details"], json!({"name": "a", "kind": "configmaps", "uid": made["metadata"]["uid"]}));
     assert_eq!(lab.get(&format!("{MAPS}/a")).await.code, 404);
     assert_eq!(lab.delete(&format!("{MAPS}/a"), Value::Null).await.code, 404);
 }
@@ -85,7 +82,9 @@ async fn a_running_pod_is_given_time_and_its_node_the_last_word() {
     // Its node reports the last status while it stops, and then removes it.
     lab.merge(&format!("{path}/status"), json!({"status": {"phase": "Running"}})).await.expect(200);
     assert_eq!(lab.get(&path).await.code, 200);
-    lab.delete(&path, json!({"gracePeriodSeconds": 0, "preconditions": {"uid": going["metadata"]["uid"]}})).await.expect(200);
+    lab.delete(&path, json!({"gracePeriodSeconds": 0, "preconditions": {"uid": going["metadata"]["uid"]}}))
+        .await
+        .expect(200);
     assert_eq!(lab.get(&path).await.code, 404);
 }
 

@@ -25,11 +25,18 @@ async fn strangers_see_health_and_version_only() {
     }
     for path in ["/api", "/apis", "/api/v1/namespaces", "/openapi/v3", "/", "/nowhere"] {
         let (code, body) = code(&router, get(path)).await;
-        assert_eq!((code, &body["reason"], &body["message"]), (401, &json!("Unauthorized"), &json!("Unauthorized")), "{path}");
+        assert_eq!(
+            (code, &body["reason"], &body["message"]),
+            (401, &json!("Unauthorized"), &json!("Unauthorized")),
+            "{path}"
+        );
     }
     let token = std::fs::read_to_string(lab.dir.path().join("token")).expect("token");
     let with = |token: &str| {
-        Request::get("/api/v1/namespaces").header("authorization", format!("Bearer {token}")).body(Body::empty()).expect("request")
+        Request::get("/api/v1/namespaces")
+            .header("authorization", format!("Bearer {token}"))
+            .body(Body::empty())
+            .expect("request")
     };
     assert_eq!(code(&router, with(&token)).await.0, 200);
     assert_eq!(code(&router, with("wrong")).await.0, 401);
@@ -51,7 +58,9 @@ async fn the_known_but_unprivileged_are_forbidden() {
     let review = |verb: &str| {
         let body = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": {"verb": verb, "resource": "services", "namespace": "default"}}});
-        Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews").body(Body::from(body.to_string())).expect("request")
+        Request::post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews")
+            .body(Body::from(body.to_string()))
+            .expect("request")
     };
     let (made, body) = code(&router, review("get")).await;
     assert_eq!((made, &body["status"]["allowed"]), (201, &json!(false)));
@@ -98,8 +107,11 @@ async fn hostile_requests_are_refused_without_5xx() {
         assert!(answer.code < 500, "{path}: {} {}", answer.code, answer.body);
         codes.push(answer.code);
     }
-    for body in ["", "{", "[]", "null", "\"x\"", "{\"metadata\": 5}", "{\"metadata\": {\"name\": {}}}", "\u{0}", "a: [b"] {
-        let request = Request::post(MAPS).header("content-type", "application/json").body(Body::from(body)).expect("request");
+    for body in
+        ["", "{", "[]", "null", "\"x\"", "{\"metadata\": 5}", "{\"metadata\": {\"name\": {}}}", "\u{0}", "a: [b"]
+    {
+        let request =
+            Request::post(MAPS).header("content-type", "application/json").body(Body::from(body)).expect("request");
         let answer = lab.send(request).await;
         assert!((400..500).contains(&answer.code), "{body:?}: {} {}", answer.code, answer.body);
     }
@@ -117,7 +129,10 @@ async fn logging_lab() -> Lab {
         "/containerLogs/{namespace}/{pod}/{container}",
         axum::routing::get(|uri: http::Uri| async move {
             if uri.path().contains("/broken/") {
-                return (StatusCode::BAD_REQUEST, "container \"c\" in pod \"broken\" is waiting to start: ContainerCreating".to_owned());
+                return (
+                    StatusCode::BAD_REQUEST,
+                    "container \"c\" in pod \"broken\" is waiting to start: ContainerCreating".to_owned(),
+                );
             }
             (StatusCode::OK, format!("{uri}\n"))
         }),

@@ -83,8 +83,9 @@ async fn objects_enter_and_leave_a_selection() {
 async fn a_watch_ends_in_time_with_a_last_bookmark() {
     let lab = Lab::new().await;
     let revision = lab.server.revision();
-    let mut events =
-        lab.watch(&format!("{MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={revision}")).await;
+    let mut events = lab
+        .watch(&format!("{MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={revision}"))
+        .await;
     let mark = events.next().await.expect("bookmark");
     assert_eq!(mark["type"], "BOOKMARK");
     assert_eq!(mark["object"]["metadata"]["resourceVersion"], revision.to_string());
@@ -129,4 +130,21 @@ async fn tables_are_watched_with_columns_once() {
     let first = events.next().await.expect("first");
     assert_eq!((&first["type"], &first["object"]["kind"]), (&json!("ADDED"), &json!("Table")));
     assert_eq!(first["object"]["rows"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn a_sleeping_watcher_is_told_to_start_again_and_writers_never_wait() {
+    let lab = Lab::new().await;
+    let revision = lab.server.revision();
+    let mut sleeper = lab.watch(&format!("{MAPS}?watch=1&resourceVersion={revision}")).await;
+    lab.post(MAPS, config_map("a", "1")).await.expect(201);
+    assert_eq!(sleeper.brief().await, "ADDED a");
+    // More than the history of a resource holds.
+    for i in 0..40 {
+        let value = i.to_string().repeat(256 << 10);
+        lab.merge(&format!("{MAPS}/a"), json!({"data": {"key": value}})).await.expect(200);
+    }
+    let gone = sleeper.next().await.expect("event");
+    assert_eq!((&gone["type"], &gone["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(sleeper.next().await, None);
 }

@@ -19,6 +19,19 @@ async fn a_new_cluster_has_its_first_objects() {
 }
 
 #[tokio::test]
+async fn the_service_kubernetes_comes_back() {
+    let lab = Lab::new().await;
+    let query = format!("watch=1&fieldSelector=metadata.name%3Dkubernetes&resourceVersion={}", lab.server.revision());
+    for path in [SERVICES, "/api/v1/namespaces/default/endpoints"] {
+        let mut events = lab.watch(&format!("{path}?{query}")).await;
+        lab.delete(&format!("{path}/kubernetes"), Value::Null).await.expect(200);
+        assert_eq!(events.brief().await, "DELETED kubernetes");
+        assert_eq!(events.brief().await, "ADDED kubernetes");
+    }
+    assert_eq!(lab.get(&format!("{SERVICES}/kubernetes")).await.expect(200)["spec"]["clusterIP"], "10.96.0.1");
+}
+
+#[tokio::test]
 async fn state_is_found_again_and_bootstrap_writes_nothing_twice() {
     let lab = Lab::new().await;
     lab.post(MAPS, config_map("a", "1")).await.expect(201);
@@ -145,7 +158,8 @@ async fn patches_merge_and_unchanged_ones_write_nothing() {
     let lab = Lab::new().await;
     let path = format!("{MAPS}/a");
     lab.post(MAPS, config_map("a", "1")).await.expect(201);
-    let patched = lab.merge(&path, json!({"data": {"more": "x"}, "metadata": {"labels": {"l": "1"}}})).await.expect(200);
+    let patched =
+        lab.merge(&path, json!({"data": {"more": "x"}, "metadata": {"labels": {"l": "1"}}})).await.expect(200);
     assert_eq!(patched["data"], json!({"key": "1", "more": "x"}));
     let revision = lab.server.revision();
     lab.merge(&path, json!({"data": {"more": "x"}})).await.expect(200);
@@ -156,6 +170,8 @@ async fn patches_merge_and_unchanged_ones_write_nothing() {
     assert_eq!(renamed.code, 422);
     let wrong = lab.call(Method::PATCH, &path, "text/plain", json!({})).await;
     assert_eq!((wrong.code, &wrong.body["reason"]), (415, &json!("UnsupportedMediaType")));
+    let apply = lab.call(Method::PATCH, &format!("{MAPS}/new"), "application/apply-patch+yaml", json!({})).await;
+    assert_eq!(apply.code, 415, "not 404: {}", apply.message());
 }
 
 #[tokio::test]
@@ -260,7 +276,8 @@ async fn a_pod_is_bound_once() {
     lab.post(&format!("{PODS}/web/binding"), binding.clone()).await.expect(201);
     let bound = lab.get(&format!("{PODS}/web")).await.expect(200);
     assert_eq!(bound["spec"]["nodeName"], "n1");
-    let scheduled = bound["status"]["conditions"].as_array().expect("conditions").iter().find(|c| c["type"] == "PodScheduled");
+    let scheduled =
+        bound["status"]["conditions"].as_array().expect("conditions").iter().find(|c| c["type"] == "PodScheduled");
     assert_eq!(scheduled.expect("condition")["status"], "True");
     assert_eq!(lab.post(&format!("{PODS}/web/binding"), binding.clone()).await.code, 409);
     assert_eq!(lab.post("/api/v1/namespaces/default/bindings", binding).await.code, 409);

@@ -92,6 +92,25 @@ pub(super) fn validate_update(kind: &str, old: &Value, new: &Value) -> Errors {
         "RoleBinding" | "ClusterRoleBinding" if old["roleRef"] != new["roleRef"] => {
             fixed("roleRef", new["roleRef"].clone(), "cannot change roleRef");
         }
+        "PersistentVolumeClaim" => {
+            let masked = |claim: &Value| {
+                let mut spec = claim["spec"].clone();
+                if let Some(map) = spec.as_object_mut() {
+                    map.remove("resources");
+                    map.remove("volumeAttributesClassName");
+                    // Binding fills these in.
+                    map.remove("volumeName");
+                    map.remove("storageClassName");
+                }
+                spec
+            };
+            if masked(old) != masked(new) {
+                errors.push(FieldError::forbidden(
+                    "spec",
+                    "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+                ));
+            }
+        }
         "ConfigMap" | "Secret" => {
             if kind == "Secret" && old["type"] != new["type"] {
                 fixed("type", new["type"].clone(), "field is immutable");

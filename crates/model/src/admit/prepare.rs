@@ -37,15 +37,12 @@ fn generation(kind: &str) -> Generation {
 /// A create: drops the status and what only the server sets (`generation` becomes 1 where the kind has one). The caller has
 /// set `metadata.uid` and the name before.
 pub fn prepare_create(kind: &str, object: &mut Value) {
-    let meta = &mut object["metadata"];
-    if let Some(meta) = meta.as_object_mut() {
-        meta.remove("generation");
-        meta.remove("selfLink");
-        meta.remove("deletionTimestamp");
-        meta.remove("deletionGracePeriodSeconds");
-        if generation(kind) != Generation::None {
-            meta.insert("generation".into(), 1.into());
-        }
+    let Some(meta) = metadata(object) else { return };
+    for field in ["generation", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        meta.remove(field);
+    }
+    if generation(kind) != Generation::None {
+        meta.insert("generation".into(), 1.into());
     }
     match kind {
         // A kubelet registers its node together with its status.
@@ -90,14 +87,20 @@ pub fn prepare_create(kind: &str, object: &mut Value) {
         }
         _ => {}
     }
-    if object["metadata"].is_null() {
-        object["metadata"] = Value::Object(Map::new());
-    }
+}
+
+/// `metadata`, made when absent. `None` for what is no object.
+fn metadata(object: &mut Value) -> Option<&mut Map<String, Value>> {
+    let meta = object.as_object_mut()?.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    meta.as_object_mut()
 }
 
 /// An update of the main resource: keeps the old status, increments `metadata.generation` when the spec changed, and makes
 /// the transitions upstream makes silently (a Service that becomes ExternalName loses its clusterIP, ...).
 pub fn prepare_update(kind: &str, old: &Value, new: &mut Value) {
+    if metadata(new).is_none() {
+        return;
+    }
     keep(old, new, "status");
     match kind {
         "Service" => prepare_service_update(old, new),
@@ -106,8 +109,8 @@ pub fn prepare_update(kind: &str, old: &Value, new: &mut Value) {
         "Job" => {
             // The server made these on create; an applied manifest does not repeat them.
             let spec = &mut new["spec"];
-            if spec["selector"].is_null() {
-                spec["selector"] = old["spec"]["selector"].clone();
+            if let Some(selector) = old["spec"].get("selector").filter(|_| spec["selector"].is_null()) {
+                spec["selector"] = selector.clone();
                 let labels = old["spec"]["template"]["metadata"]["labels"].clone();
                 merge_missing(&mut spec["template"]["metadata"]["labels"], &labels);
             }
@@ -215,7 +218,7 @@ fn keep_generation(old: &Value, new: &mut Value) {
     match old["metadata"].get("generation") {
         Some(g) => new["metadata"]["generation"] = g.clone(),
         None => {
-            if let Some(meta) = new["metadata"].as_object_mut() {
+            if let Some(meta) = metadata(new) {
                 meta.remove("generation");
             }
         }
@@ -223,6 +226,10 @@ fn keep_generation(old: &Value, new: &mut Value) {
 }
 
 fn prepare_service_update(old: &Value, new: &mut Value) {
+    // The address is gone for the user at once, however long taking it down may last (as upstream).
+    if new["spec"]["type"] != "LoadBalancer" {
+        new["status"]["loadBalancer"] = json!({});
+    }
     let before = &old["spec"];
     let after = &mut new["spec"];
     carry_allocated(before, after);

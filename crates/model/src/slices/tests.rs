@@ -152,6 +152,36 @@ fn seed_086_headless_without_ports_has_bare_addresses() {
 }
 
 #[test]
+fn dual_stack_services_have_slices_of_both_families() {
+    let service = svc(json!({"clusterIPs": ["10.96.0.7", "fd00::7"], "ipFamilies": ["IPv4", "IPv6"],
+        "selector": {"app": "web"}, "ports": [{"port": 80}]}));
+    let mut both = pod("a", "10.244.0.5", true);
+    both.ips.push("fd00:1::5".parse().unwrap());
+    let pods = [Arc::new(both), Arc::new(pod("b", "10.244.0.6", true))];
+    let mut slices = Vec::new();
+    settle(&service, &pods, &mut slices, &mut 0);
+    let mut counts: Vec<_> = slices.iter().map(|s| (s.address_type, s.endpoints.len())).collect();
+    counts.sort();
+    assert_eq!(counts, [(AddressType::V4, 2), (AddressType::V6, 1)]);
+    let object = endpoints::desired(&service, pods.iter()).expect("has a selector");
+    assert_eq!(object["subsets"][0]["addresses"].as_array().map(Vec::len), Some(2), "the first family only");
+}
+
+#[test]
+fn hints_follow_traffic_distribution() {
+    let service = svc(json!({"clusterIP": "10.96.0.7", "selector": {"app": "web"}, "ports": [{"port": 80}],
+        "trafficDistribution": "PreferSameNode"}));
+    let node = json!({"metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z"}}});
+    let mut nodes = Map::default();
+    nodes.insert(ObjectKey::new("", "n1"), Arc::new(parse::node(&node).0.unwrap()));
+    let pods = [Arc::new(pod("a", "10.244.0.5", true)), Arc::new(pod("b", "10.244.0.6", false))];
+    let changes = reconcile(&service, pods.iter(), &nodes, &[]);
+    let v = object(&changes.create[0], &SliceOwner { kind: "Service", name: "web", uid: "svc-uid" });
+    assert_eq!(v["endpoints"][0]["hints"], json!({"forZones": [{"name": "z"}], "forNodes": [{"name": "n1"}]}));
+    assert_eq!((&v["endpoints"][0]["zone"], &v["endpoints"][1]["hints"]), (&json!("z"), &Value::Null));
+}
+
+#[test]
 fn nothing_selected_makes_one_placeholder_that_is_then_used() {
     let (mut slices, mut serial) = (Vec::new(), 0);
     settle(&plain(), &[], &mut slices, &mut serial);

@@ -71,7 +71,7 @@ fn reconciler() -> Reconciler<Nftables<Kernel>> {
 }
 
 pub fn restart_adopts_and_writes_nothing() {
-    let host = Host::new();
+    let host = Host::start();
     host.at(|| {
         let cluster = rich();
         let mut first = reconciler();
@@ -108,7 +108,7 @@ pub fn incremental_equals_fresh() {
     let steps = prop::collection::vec(step, 1..25);
     let mut runner = TestRunner::new(Runs { cases: 24, failure_persistence: None, ..Runs::default() });
     let outcome = runner.run(&steps, |steps| {
-        let host = Host::new();
+        let host = Host::start();
         let (incremental, fresh) = host.at(move || {
             let mut cluster = rich();
             let mut running = reconciler();
@@ -155,7 +155,7 @@ pub fn incremental_equals_fresh() {
 }
 
 pub fn nft_lists_and_reloads() {
-    let host = Host::new();
+    let host = Host::start();
     host.at(|| {
         reconciler().reconcile(&rich().snapshot).unwrap_or_else(|e| panic!("{e}"));
     });
@@ -189,7 +189,7 @@ pub fn nft_lists_and_reloads() {
 }
 
 pub fn foreign_changes_are_repaired() {
-    let host = Host::new();
+    let host = Host::start();
     host.run("nft add table ip bystander; nft add chain ip bystander keep");
     let cluster = rich();
     for damage in [

@@ -22,7 +22,7 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, started) = mpsc::channel();
         thread::spawn(move || {
@@ -134,8 +134,8 @@ pub struct Lab {
 
 impl Lab {
     pub fn new(pods: usize) -> Self {
-        let node = Host::new();
-        let outside = Host::new();
+        let node = Host::start();
+        let outside = Host::start();
         node.run(&format!(
             "ip link add portolan0 type bridge
              ip addr add 10.244.0.1/24 dev portolan0
@@ -156,7 +156,7 @@ impl Lab {
         outside.run("ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up; ip route add default via 192.0.2.1");
         let pods = (0..pods)
             .map(|i| {
-                let pod = Host::new();
+                let pod = Host::start();
                 node.run(&format!(
                     "ip link add po{i} type veth peer name eth0 netns {tid}
                      ip link set po{i} master portolan0 up

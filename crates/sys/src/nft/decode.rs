@@ -7,6 +7,7 @@ use super::{
     Base, Bytes, Chain, ChainType, Cmp, CtKey, Data, Element, Error, Expr, Family, Header, Hook, MetaKey, Reg, Reject,
     Rule, Set, SetDef, SetOp, SetType, Table, Value, Verdict,
     encode::{self, kind},
+    set_flags,
 };
 use crate::netlink::{Attrs, Encoder, NLM_F_DUMP, NLM_F_REQUEST, Socket};
 
@@ -64,7 +65,8 @@ pub(super) fn table(socket: &mut Socket, family: Family, name: &str) -> Result<O
         }
         Ok(())
     })?;
-    for (set_name, set) in &mut table.sets {
+    // What the packet path writes is not part of the ruleset, and there may be a great deal of it.
+    for (set_name, set) in table.sets.iter_mut().filter(|(_, s)| s.def.flags & set_flags::EVAL == 0) {
         let request = ask(encode::GETSETELEM, NLM_F_DUMP, family, name, Some(set_name));
         let verdicts = set.def.data == Some(Data::Verdict);
         socket.request(&request, "to list elements", |k, a| {

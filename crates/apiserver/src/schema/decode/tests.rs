@@ -23,11 +23,22 @@ fn wrong_types_are_refused_in_kube_apiservers_words() {
          ServicePort.spec.ports.port of type int32"
     );
     let e = message(service(r#"{"spec":{"ports":{"port":80}}}"#, FieldValidation::Ignore));
-    assert!(e.ends_with("cannot unmarshal object into Go struct field ServiceSpec.spec.ports of type []v1.ServicePort"), "{e}");
+    assert!(
+        e.ends_with("cannot unmarshal object into Go struct field ServiceSpec.spec.ports of type []v1.ServicePort"),
+        "{e}"
+    );
     let e = message(service(r#"{"metadata":{"labels":{"a":1}}}"#, FieldValidation::Ignore));
-    assert!(e.ends_with("cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string"), "{e}");
+    assert!(
+        e.ends_with("cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string"),
+        "{e}"
+    );
     let e = message(service(r#"{"spec":{"ports":[{"port":3000000000}]}}"#, FieldValidation::Ignore));
-    assert!(e.ends_with("cannot unmarshal number 3000000000 into Go struct field ServicePort.spec.ports.port of type int32"), "{e}");
+    assert!(
+        e.ends_with(
+            "cannot unmarshal number 3000000000 into Go struct field ServicePort.spec.ports.port of type int32"
+        ),
+        "{e}"
+    );
     let e = message(service(r#"{"spec":{"ports":[{"port":80.5}]}}"#, FieldValidation::Ignore));
     assert!(e.contains("cannot unmarshal number 80.5 into"), "{e}");
     let e = message(service(r#"{"spec":{"type":true}}"#, FieldValidation::Ignore));
@@ -62,10 +73,21 @@ fn kinds_and_versions_must_fit() {
         "the object provided is unrecognized (must be of type Service): couldn't get version/kind; json parse error: \
          unexpected end of JSON input (<empty>)"
     );
-    assert!(message(service(r#"{"kind":1}"#, FieldValidation::Ignore)).contains("cannot unmarshal number into Go struct field .kind"));
-    assert!(message(service("{\"kind\":\"Service\",}", FieldValidation::Ignore)).contains("invalid character '}' looking for beginning of"));
+    assert!(
+        message(service(r#"{"kind":1}"#, FieldValidation::Ignore))
+            .contains("cannot unmarshal number into Go struct field .kind")
+    );
+    assert!(
+        message(service("{\"kind\":\"Service\",}", FieldValidation::Ignore))
+            .contains("invalid character '}' looking for beginning of")
+    );
     assert!(matches!(
-        decode(find("", "v1", "pods").expect("pods"), "application/vnd.kubernetes.protobuf", b"", FieldValidation::Ignore),
+        decode(
+            find("", "v1", "pods").expect("pods"),
+            "application/vnd.kubernetes.protobuf",
+            b"",
+            FieldValidation::Ignore
+        ),
         Err(DecodeError::UnsupportedMediaType(_))
     ));
 }
@@ -113,15 +135,20 @@ fn empties_are_dropped_but_choices_stay() {
 
 #[test]
 fn int_or_string_time_and_bytes() {
-    let d = service(r#"{"spec":{"ports":[{"targetPort":"http"},{"targetPort":8080}]}}"#, FieldValidation::Strict).expect("ok");
+    let d = service(r#"{"spec":{"ports":[{"targetPort":"http"},{"targetPort":8080}]}}"#, FieldValidation::Strict)
+        .expect("ok");
     assert_eq!(d.object["spec"]["ports"], json!([{"targetPort": "http"}, {"targetPort": 8080}]));
-    assert!(message(service(r#"{"spec":{"ports":[{"targetPort":{}}]}}"#, FieldValidation::Strict)).contains("of type int32"));
+    assert!(
+        message(service(r#"{"spec":{"ports":[{"targetPort":{}}]}}"#, FieldValidation::Strict))
+            .contains("of type int32")
+    );
     let e = message(service(r#"{"metadata":{"creationTimestamp":"yesterday"}}"#, FieldValidation::Strict));
     assert!(e.contains("parsing time \"yesterday\" as"), "{e}");
     let secrets = find("", "v1", "secrets").expect("secrets");
     let e = message(decode(secrets, "", br#"{"data":{"a":"*"}}"#, FieldValidation::Strict));
     assert!(e.ends_with("illegal base64 data at input byte 0"), "{e}");
     let leases = find("coordination.k8s.io", "v1", "leases").expect("leases");
-    let d = decode(leases, "", br#"{"spec":{"renewTime":"2026-11-21T01:02:03.5+01:00"}}"#, FieldValidation::Strict).expect("ok");
+    let d = decode(leases, "", br#"{"spec":{"renewTime":"2026-11-21T01:02:03.5+01:00"}}"#, FieldValidation::Strict)
+        .expect("ok");
     assert_eq!(d.object["spec"]["renewTime"], Value::from("2026-11-21T00:02:03.500000Z"));
 }
