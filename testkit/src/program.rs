@@ -15,6 +15,9 @@ use crate::{Lab, Output, registry, wait};
 /// Until the API answers. Far above what it takes; two slow processors may be shared by eight builds.
 const READY: Duration = Duration::from_secs(60);
 
+/// What it prints once every role has started.
+const SAYS_READY: &str = "Ready after";
+
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
 
 /// Chooses the program for this whole process, before the first use.
@@ -51,15 +54,17 @@ pub struct Exit {
 pub struct Up {
     running: Running,
     log: PathBuf,
-    /// From the start of the process to the first answer of `/readyz`.
+    /// Where its part of the log begins; an earlier start in the same lab wrote the rest.
+    begin: usize,
+    /// From the start of the process until it says that it is ready.
     pub started_in: Duration,
 }
 
 impl Up {
     /// Starts it with the loopback registry as mirror and waits until the API server answers.
     pub fn start(lab: &Lab, arguments: &[&str]) -> Result<Up> {
-        let mut up = Up::spawn(lab, arguments)?;
         let started = Instant::now();
+        let mut up = Up::spawn(lab, arguments)?;
         let kubeconfig = lab.dir().join("lib/portolan/kubeconfig");
         let node = lab.node();
         let ready = wait::until_or(READY, || {
@@ -72,6 +77,9 @@ impl Up {
             let mut curl = node.network_command("curl");
             curl.args(["--silent", "--insecure", "--max-time", "2", "https://127.0.0.1:6443/readyz"]);
             match curl.output() {
+                Ok(answer) if answer.stdout == b"ok" && !up.log().contains(SAYS_READY) => {
+                    Err("it has not said so".into())
+                }
                 Ok(answer) if answer.stdout == b"ok" => Ok(Ok(())),
                 Ok(answer) => Err(format!("/readyz: {:?}", String::from_utf8_lossy(&answer.stdout))),
                 Err(e) => Err(e.to_string()),
@@ -92,13 +100,17 @@ impl Up {
         let mut command = lab.node().command(binary()?);
         command.arg("up").arg(format!("--registry-mirror=docker.io=http://{}", registry::ADDRESS)).args(arguments);
         command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let begin = fs::metadata(&log)?.len() as usize;
         let running = Running::spawn(&mut command)?;
-        Ok(Up { running, log, started_in: Duration::ZERO })
+        Ok(Up { running, log, begin, started_in: Duration::ZERO })
     }
 
     /// What it has said so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_else(|e| format!("({}: {e})", self.log.display()))
+        match fs::read(&self.log) {
+            Ok(bytes) => String::from_utf8_lossy(bytes.get(self.begin..).unwrap_or_default()).into_owned(),
+            Err(e) => format!("({}: {e})", self.log.display()),
+        }
     }
 
     /// The process, as the host numbers it.

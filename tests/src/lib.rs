@@ -40,7 +40,12 @@ impl World {
         let registry = Registry::start(&lab).unwrap_or_else(|e| panic!("{e:#}"));
         let upstream = Upstream::start(&lab).unwrap_or_else(|e| panic!("{e:#}"));
         let up = Up::start(&lab, arguments).unwrap_or_else(|e| panic!("{e:#}"));
-        World { lab, registry, upstream, up: Mutex::new(Some(up)) }
+        let world = World { lab, registry, upstream, up: Mutex::new(Some(up)) };
+        until(SOON, "the cluster's DNS", || match world.dig("+short kubernetes.default.svc.cluster.local") {
+            said if said.contains("10.96.0.1") || !arguments.is_empty() => Ok(()),
+            said => Err(said),
+        });
+        world
     }
 
     /// The kubectl of today in a new namespace.

@@ -75,25 +75,27 @@ pub struct Target {
 
 const MAX_BODY: usize = 10 * 1024;
 const MAX_REDIRECTS: usize = 10;
+/// Between two attempts to find a program that has just been started.
+const EAGER_LONGEST: Duration = Duration::from_millis(200);
 
 /// Attempts on kubelet's schedule until the receiver is gone. One thing is done sooner: until a readiness or startup
-/// probe has passed once, an attempt that finds nobody listening is repeated within the period, at growing intervals, and
-/// does not count. The program cannot see such attempts, and a pod becomes ready when it is, not up to a period later.
+/// probe has passed once, an attempt that finds nobody listening is repeated within the first period, at growing
+/// intervals, and does not count. The program cannot see such attempts, and a pod becomes ready when it is, not up to a period later.
 pub async fn run(kind: Kind, probe: Probe, target: Target, reports: mpsc::Sender<Report>) {
     let seconds = |v: Option<i32>, default: i32| Duration::from_secs(v.unwrap_or(default).max(0) as u64);
     let period = seconds(probe.period_seconds, 10).max(Duration::from_secs(1));
     let timeout = seconds(probe.timeout_seconds, 1).max(Duration::from_secs(1));
     let needed = probe.success_threshold.unwrap_or(1).max(1);
     let allowed = probe.failure_threshold.unwrap_or(3).max(1);
-    let started = Instant::now();
     let (mut passed, mut failed, mut ever) = (0, 0, false);
-    let mut next = started + seconds(probe.initial_delay_seconds, 0);
+    let started = Instant::now() + seconds(probe.initial_delay_seconds, 0);
+    let mut next = started;
     let mut soon = Duration::from_millis(5);
     loop {
         tokio::time::sleep_until(next).await;
         let began = Instant::now();
         let result = attempt(&probe, &target, timeout).await;
-        let eager = kind != Kind::Liveness && !ever && failed == 0;
+        let eager = kind != Kind::Liveness && !ever && failed == 0 && began - started < period;
         next = began + period;
         let send = match result {
             Ok(()) => {
@@ -101,9 +103,9 @@ pub async fn run(kind: Kind, probe: Probe, target: Target, reports: mpsc::Sender
                 ever |= passed >= needed;
                 if passed == needed { reports.send(Report::Passed(kind)).await } else { Ok(()) }
             }
-            Err(Failure::Refused(_)) if eager && soon < period => {
+            Err(Failure::Refused(_)) if eager => {
                 next = Instant::now() + soon;
-                soon = soon * 3 / 2;
+                soon = (soon * 3 / 2).min(EAGER_LONGEST);
                 continue;
             }
             Err(failure) => {

@@ -20,6 +20,7 @@ use crate::{Resource, resource, watch as follow, watch::Delta};
 const IN_FLIGHT: usize = 1024;
 
 /// A parsed object on its way into the snapshot.
+#[allow(clippy::large_enum_variant, reason = "it is only ever in a box")]
 enum Object {
     Namespace(Namespace),
     Node(Node),

@@ -220,6 +220,7 @@ impl Collector {
     }
 }
 
+#[allow(clippy::large_enum_variant, reason = "one lives at a time per object in work")]
 enum Task {
     /// Take the owner off its children, then its finalizer off.
     Orphan { owner: Item, children: Vec<Item> },

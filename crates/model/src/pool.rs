@@ -2,7 +2,7 @@
 //! asked for by name comes before what is merely free. It refuses to know who announces the addresses.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     fmt,
     net::IpAddr,
     sync::Arc,
@@ -99,7 +99,7 @@ pub fn assign<'a>(services: impl Iterator<Item = &'a Arc<Service>>, pools: &[Poo
             if wanted
                 && service.families.contains(&family)
                 && !have.iter().any(|a| IpFamily::of(&a.ip) == family)
-                && taken.try_insert_key(ingress.ip, &service.meta.key)
+                && claim(&mut taken, ingress.ip, &service.meta.key)
             {
                 have.push(Allocation { ip: ingress.ip, pool: pool.name.clone() });
             }
@@ -116,19 +116,13 @@ pub fn assign<'a>(services: impl Iterator<Item = &'a Arc<Service>>, pools: &[Poo
     result
 }
 
-/// `HashMap::try_insert` is unstable; true when the key was free.
-trait TryInsertKey<V> {
-    fn try_insert_key(&mut self, ip: IpAddr, value: V) -> bool;
-}
-
-impl<V> TryInsertKey<V> for HashMap<IpAddr, V> {
-    fn try_insert_key(&mut self, ip: IpAddr, value: V) -> bool {
-        match self.entry(ip) {
-            std::collections::hash_map::Entry::Occupied(_) => false,
-            std::collections::hash_map::Entry::Vacant(slot) => {
-                slot.insert(value);
-                true
-            }
+/// True when the address was free; it is the Service's now.
+fn claim<'a>(taken: &mut HashMap<IpAddr, &'a ServiceKey>, ip: IpAddr, service: &'a ServiceKey) -> bool {
+    match taken.entry(ip) {
+        Entry::Occupied(_) => false,
+        Entry::Vacant(slot) => {
+            slot.insert(service);
+            true
         }
     }
 }

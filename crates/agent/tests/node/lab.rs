@@ -17,7 +17,6 @@ pub struct Node {
     pub api: Api,
     pub agent: Agent,
     pub config: Config,
-    pub cancel: CancellationToken,
     pub dir: Arc<tempfile::TempDir>,
 }
 
@@ -50,11 +49,10 @@ pub async fn end_everything() {
 }
 
 pub async fn begin(api: &Api, config: Config, dir: Arc<tempfile::TempDir>) -> Node {
-    let cancel = CancellationToken::new();
     STARTED.lock().unwrap().push(config.clone());
     let (_, snapshots) = watch::channel(Arc::new(snapshot()));
-    let agent = Agent::start(config.clone(), api.client(), snapshots, cancel.clone()).await.expect("agent");
-    Node { api: api.clone(), agent, config, cancel, dir }
+    let agent = Agent::start(config.clone(), api.client(), snapshots, CancellationToken::new()).await.expect("agent");
+    Node { api: api.clone(), agent, config, dir }
 }
 
 pub async fn node_with(mirrors: Vec<Mirror>) -> Node {

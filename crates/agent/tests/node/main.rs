@@ -369,15 +369,29 @@ async fn a_user_has_no_capabilities_and_signals_are_normal() {
     node.end().await;
 }
 
+/// A runtime of its own for an agent that is to be killed: all its tasks end at once and without a word, as in kill -9.
+fn doomed() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime")
+}
+
+async fn kill(agent: tokio::runtime::Runtime) {
+    let ended = tokio::task::spawn_blocking(move || agent.shutdown_timeout(Duration::from_secs(5)));
+    ended.await.expect("the runtime ends");
+}
+
 async fn a_killed_agents_pods_are_adopted() {
-    let first = node().await;
-    let path = first.run("stays", &["echo"], json!({}));
-    let orphan = first.run("orphan", &["echo"], json!({}));
-    let before = first.ready(&path).await;
-    let orphan_ip = ip(&first.ready(&orphan).await);
-    // As after kill -9: the agent stops without a word, the containers run on.
-    first.cancel.cancel();
+    let doomed = doomed();
+    let begun = doomed.spawn(async {
+        let first = node().await;
+        let path = first.run("stays", &["echo"], json!({}));
+        let orphan = first.run("orphan", &["echo"], json!({}));
+        let before = first.ready(&path).await;
+        let orphan_ip = ip(&first.ready(&orphan).await);
+        (first, path, orphan, before, orphan_ip)
+    });
+    let (first, path, orphan, before, orphan_ip) = begun.await.expect("the first agent");
     let (api, config, dir) = (first.api.clone(), first.config.clone(), first.dir.clone());
+    kill(doomed).await;
     drop(first);
     assert!(get(ip(&before), 8080).await.ends_with("stays"));
     let lost = api.get(&orphan).unwrap();
@@ -456,13 +470,18 @@ async fn a_stopped_agents_pods_start_again() {
 
 async fn cleanup_leaves_nothing() {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("a namespace of its own");
-    let node = node().await;
-    assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "1");
-    for i in 0..3 {
-        let path = node.run(&format!("left-{i}"), &["echo"], json!({}));
-        node.ready(&path).await;
-    }
-    node.cancel.cancel();
+    let doomed = doomed();
+    let begun = doomed.spawn(async {
+        let node = node().await;
+        assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "1");
+        for i in 0..3 {
+            let path = node.run(&format!("left-{i}"), &["echo"], json!({}));
+            node.ready(&path).await;
+        }
+        node
+    });
+    let node = begun.await.expect("the agent");
+    kill(doomed).await;
     agent::cleanup(&node.config).await.expect("cleanup");
     assert_clean(&node.config);
     assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "0");

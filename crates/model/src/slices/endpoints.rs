@@ -15,8 +15,8 @@ pub const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 pub const CONTROLLER: &str = "endpoint-controller";
 
 type Port = (String, Protocol, u16, Option<String>);
-/// Sorts by address, then pod.
-type Address = (IpAddr, Value);
+/// By address and pod: the entry of the subset, and whether it is ready.
+type Addresses = BTreeMap<(IpAddr, String), (Value, bool)>;
 
 /// The Endpoints object as it should be, without resourceVersion; `None` when the Service has no selector and the object
 /// belongs to somebody else.
@@ -25,7 +25,7 @@ pub fn desired<'a>(service: &Service, pods: impl Iterator<Item = &'a Arc<Pod>>) 
     let family = service.families.first().copied().unwrap_or(IpFamily::V4);
     let unready_too = service.publish_not_ready;
     // Per port (None: a headless Service without ports) the addresses and whether they are ready.
-    let mut by_port: BTreeMap<Option<Port>, BTreeMap<(IpAddr, String), (Value, bool)>> = BTreeMap::new();
+    let mut by_port: BTreeMap<Option<Port>, Addresses> = BTreeMap::new();
 
     let mut candidates: Vec<_> = pods
         .filter(|p| selects(selector, &p.meta.labels) && !p.terminal() && (unready_too || !p.meta.deleting))
@@ -125,22 +125,19 @@ fn address(service: &Service, pod: &Pod, ip: IpAddr) -> Value {
 }
 
 /// Ports that have exactly the same addresses form one subset.
-fn repack(by_port: BTreeMap<Option<Port>, BTreeMap<(IpAddr, String), (Value, bool)>>) -> Vec<Value> {
-    type Members = Vec<((IpAddr, String), bool)>;
-    let mut subsets: BTreeMap<Members, (Vec<Option<Port>>, Vec<(Address, bool)>)> = BTreeMap::new();
+fn repack(by_port: BTreeMap<Option<Port>, Addresses>) -> Vec<Value> {
+    let mut subsets: BTreeMap<Vec<((IpAddr, String), bool)>, (Vec<Option<Port>>, Addresses)> = BTreeMap::new();
     for (port, addresses) in by_port {
         let members = addresses.iter().map(|(k, (_, ready))| (k.clone(), *ready)).collect();
         let subset = subsets.entry(members).or_default();
         subset.0.push(port);
-        if subset.1.is_empty() {
-            subset.1 = addresses.into_iter().map(|((ip, _), (v, ready))| ((ip, v), ready)).collect();
-        }
+        subset.1 = addresses;
     }
     subsets
         .into_values()
         .map(|(ports, addresses)| {
             let of = |wanted: bool| -> Vec<Value> {
-                addresses.iter().filter(|(_, r)| *r == wanted).map(|((_, v), _)| v.clone()).collect()
+                addresses.values().filter(|(_, ready)| *ready == wanted).map(|(v, _)| v.clone()).collect()
             };
             let (ready, not_ready) = (of(true), of(false));
             let mut subset = json!({});

@@ -229,6 +229,8 @@ fn one_pod_more_writes_one_slice() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
     /// Whatever pods come and go: one round settles, no endpoint is lost or doubled, no slice is too big, and the number
     /// of writes is bounded by what changed.
     #[test]

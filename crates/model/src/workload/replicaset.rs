@@ -65,7 +65,8 @@ pub fn reconcile<'a>(rs: &ReplicaSet, pods: impl Iterator<Item = &'a Arc<Pod>>, 
         let matches = rs.selector.as_ref().is_some_and(|s| s.matches(&pod.meta.labels));
         match &pod.meta.controller {
             Some((_, uid)) if *uid == rs.meta.uid => {
-                if !matches && !rs.meta.deleting {
+                // A selector that cannot be read lets nobody go.
+                if !matches && !rs.meta.deleting && rs.selector.is_some() {
                     plan.release.push(pod.clone());
                 } else if active(pod) {
                     *neighbours.entry(pod.node.clone()).or_default() += 1;
@@ -80,7 +81,7 @@ pub fn reconcile<'a>(rs: &ReplicaSet, pods: impl Iterator<Item = &'a Arc<Pod>>, 
     if status != rs.status {
         plan.status = Some(status);
     }
-    if rs.meta.deleting {
+    if rs.meta.deleting || rs.selector.is_none() {
         return plan;
     }
     let have = u32::try_from(mine.len() + plan.adopt.len()).unwrap_or(u32::MAX);

@@ -60,6 +60,14 @@ fn a_matching_orphan_is_adopted_instead_of_making_another() {
 }
 
 #[test]
+fn an_unreadable_selector_changes_nothing() {
+    let mut set = rs(5);
+    set.selector = None;
+    let plan = reconcile(&set, [pod("a", Some("rs"), "web", true)].iter(), now());
+    assert_eq!((plan.create.len(), plan.delete.len(), plan.release.len()), (0, 0, 0));
+}
+
+#[test]
 fn min_ready_seconds_delay_availability() {
     let mut set = rs(1);
     set.min_ready_seconds = 30;
