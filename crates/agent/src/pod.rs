@@ -345,7 +345,7 @@ impl PodTask {
         let mut sidecars: FuturesUnordered<BoxFuture<'_, usize>> = FuturesUnordered::new();
         let mut tokens: Vec<(usize, CancellationToken)> = Vec::new();
         let inits = spec.init_containers.as_deref().unwrap_or_default();
-        let resumed = spec.containers.iter().any(|c| adopted.contains_key(&c.name));
+        let resumed = self.read(|s| s.initialized);
         let mut go_on = true;
         for (index, init) in inits.iter().enumerate() {
             if init.restart_policy.as_deref() == Some("Always") {

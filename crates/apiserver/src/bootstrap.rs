@@ -1,7 +1,7 @@
 //! What must exist in a cluster before anybody asks: the first namespaces, the range of Service addresses, and the Service
 //! `default/kubernetes` whose endpoints are this server. Reconciled at each start, because addresses change.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -13,6 +13,7 @@ use crate::{
     store::{Change, Encoded, Expect, Write, WriteError},
 };
 
+const RETRY: Duration = Duration::from_millis(100);
 const KUBERNETES: &str = "default/kubernetes";
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
@@ -42,10 +43,14 @@ pub(crate) async fn keep(api: Api, config: Config) {
         if stopped {
             return;
         }
-        if kept.iter().any(|(resource, made)| *made && api.store.get(resource, KUBERNETES).is_none())
-            && let Err(error) = bootstrap(&api, &config).await
-        {
-            tracing::warn!(%error, "the Service default/kubernetes is missing and cannot be made again");
+        while kept.iter().any(|(resource, made)| *made && api.store.get(resource, KUBERNETES).is_none()) {
+            let Err(error) = bootstrap(&api, &config).await else { break };
+            // The address of the one that is gone becomes free a moment after watchers hear of its end.
+            tracing::debug!(%error, "the Service default/kubernetes is missing and cannot be made again yet");
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = api.stopping.cancelled() => return,
+            }
         }
     }
 }

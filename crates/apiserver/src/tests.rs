@@ -104,6 +104,9 @@ impl Lab {
     }
 }
 
+/// A watch that says nothing for so long has lost something.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 struct Events {
     body: axum::body::BodyDataStream,
     buffer: Vec<u8>,
@@ -117,7 +120,8 @@ impl Events {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return Some(serde_json::from_slice(&line).expect("a JSON line"));
             }
-            self.buffer.extend_from_slice(&self.body.next().await?.expect("frame"));
+            let frame = tokio::time::timeout(PATIENCE, self.body.next()).await.expect("an event in time");
+            self.buffer.extend_from_slice(&frame?.expect("frame"));
         }
     }
 

@@ -8,6 +8,8 @@ use model::{
     names::{Directory, Found, MAX_LABEL, Name, Reason, RecordType, Records, ServiceNames, SrvEntry},
 };
 
+use smallvec::SmallVec;
+
 use crate::wire::{Extended, Full, HEADER, Query, Rcode, Section, Writer, flag};
 
 /// ExternalName Services that point at one another, before we give up.
@@ -227,11 +229,17 @@ impl<'d> Work<'d, '_> {
     fn soa(&mut self, section: Section, owner: usize, ttl: u32) -> Result<(), Full> {
         let directory = self.directory;
         let zone = directory.zone();
+        let serial = directory.snapshot().revision as u32;
+        if let Some(at) = self.writer.zone_offset(&zone.name) {
+            if at == owner {
+                return self.writer.zone_soa(section, owner, ttl, serial, zone.negative_ttl);
+            }
+        }
         self.writer.record(section, owner, RecordType::SOA, ttl, |w| {
             w.name(&below(&["ns", "dns"], &zone.name))?;
             w.name(&below(&["hostmaster"], &zone.name))?;
             // Serial, refresh, retry, expire, minimum.
-            for value in [directory.snapshot().revision as u32, 7200, 1800, 86400, zone.negative_ttl] {
+            for value in [serial, 7200, 1800, 86400, zone.negative_ttl] {
                 w.u32(value)?;
             }
             Ok(())
@@ -276,10 +284,12 @@ impl<'d> Work<'d, '_> {
     fn srv(&mut self, service: &ServiceNames, set: &[SrvEntry], start: usize) -> bool {
         let (owner, ttl) = (self.owner, self.ttl());
         let weight = (100 / set.len().max(1)).max(1) as u16;
-        let mut offsets = Vec::with_capacity(set.len());
+        let mut offsets: SmallVec<[_; 8]> = SmallVec::new();
         for entry in set[start..].iter().chain(&set[..start]) {
             // Owner, type, class, TTL, length, then priority, weight and port stand before the target.
-            offsets.push((entry, self.writer.len() + 12 + 6));
+            if offsets.len() < MAX_ADDITIONAL {
+                offsets.push((entry, self.writer.len() + 12 + 6));
+            }
             let target = service.srv_target(entry);
             let done = self.writer.record(Section::Answer, owner, RecordType::SRV, ttl, |w| {
                 w.u16(0)?;
@@ -292,13 +302,12 @@ impl<'d> Work<'d, '_> {
             }
         }
         // The targets' addresses are a gift (RFC 2782): whatever does not fit is left out without a word.
-        let mut seen: Vec<Option<&str>> = Vec::new();
-        for (entry, at) in offsets.iter().take(MAX_ADDITIONAL).filter(|(_, at)| *at < 0x4000) {
-            let label = service.srv_target(entry).label;
-            if seen.contains(&label) {
+        let mut seen: SmallVec<[u32; 8]> = SmallVec::new();
+        for (entry, at) in offsets.iter().filter(|(_, at)| *at < 0x4000) {
+            if seen.contains(&entry.target_number()) {
                 continue;
             }
-            seen.push(label);
+            seen.push(entry.target_number());
             let (v4, v6) = service.srv_addresses(entry);
             for ip in v4 {
                 let _ = self.writer.record(Section::Additional, *at, RecordType::A, ttl, |w| w.octets(&ip.octets()));

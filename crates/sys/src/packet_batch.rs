@@ -19,15 +19,21 @@ pub struct PacketBatch {
     reply_lengths: Box<[usize]>,
     peers: Box<[libc::sockaddr_storage]>,
     peer_lengths: Box<[libc::socklen_t]>,
-    iovecs: Box<[libc::iovec]>,
-    headers: Box<[libc::mmsghdr]>,
+    /// For [`Self::receive`], set up once: its pointers lead into the boxes of this value, which never move.
+    incoming: Box<[libc::iovec]>,
+    incoming_headers: Box<[libc::mmsghdr]>,
+    /// For [`Self::send`], written anew before each call.
+    outgoing: Box<[libc::iovec]>,
+    outgoing_headers: Box<[libc::mmsghdr]>,
     filled: usize,
 }
 
-// SAFETY: the raw pointers in `iovecs` and `headers` point into the boxes of the same value or are stale, and are
-// written anew before each system call; nothing is shared with other values.
+// SAFETY: the raw pointers in the iovecs and headers point into the boxes of the same value, which are allocated once and
+// never replaced, or are stale and written anew before each system call; nothing is shared with other values.
 #[expect(unsafe_code, reason = "raw pointers inside mmsghdr stop the automatic Send")]
 unsafe impl Send for PacketBatch {}
+
+const ADDRESS_ROOM: libc::socklen_t = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
 
 #[expect(unsafe_code, reason = "all-zero C structures")]
 fn zeroed<T: Copy>(count: usize) -> Box<[T]>
@@ -46,7 +52,7 @@ impl Zeroable for libc::mmsghdr {}
 impl PacketBatch {
     /// For up to `count` datagrams of up to `size` octets, in and out.
     pub fn new(count: usize, size: usize) -> Self {
-        Self {
+        let mut batch = Self {
             received: vec![0; count * size].into(),
             replies: vec![0; count * size].into(),
             size,
@@ -54,44 +60,42 @@ impl PacketBatch {
             reply_lengths: vec![0; count].into(),
             peers: zeroed(count),
             peer_lengths: vec![0; count].into(),
-            iovecs: zeroed(count),
-            headers: zeroed(count),
+            incoming: zeroed(count),
+            incoming_headers: zeroed(count),
+            outgoing: zeroed(count),
+            outgoing_headers: zeroed(count),
             filled: 0,
+        };
+        for i in 0..count {
+            let at = i * size;
+            batch.incoming[i] =
+                libc::iovec { iov_base: batch.received[at..].as_mut_ptr().cast(), iov_len: size };
+            let header = &mut batch.incoming_headers[i].msg_hdr;
+            header.msg_name = (&raw mut batch.peers[i]).cast();
+            header.msg_namelen = ADDRESS_ROOM;
+            header.msg_iov = &raw mut batch.incoming[i];
+            header.msg_iovlen = 1;
         }
-    }
-
-    fn header(&mut self, at: usize, i: usize, iov: libc::iovec, name_length: libc::socklen_t) {
-        self.iovecs[at] = iov;
-        let header = &mut self.headers[at].msg_hdr;
-        header.msg_name = (&raw mut self.peers[i]).cast();
-        header.msg_namelen = name_length;
-        header.msg_iov = &raw mut self.iovecs[at];
-        header.msg_iovlen = 1;
-        header.msg_control = std::ptr::null_mut();
-        header.msg_controllen = 0;
-        header.msg_flags = 0;
-        self.headers[at].msg_len = 0;
+        batch
     }
 
     /// Waits for at least one datagram (or the socket's receive timeout), and takes as many as there are.
     #[expect(unsafe_code, reason = "recvmmsg has no safe wrapper that keeps its buffers")]
     pub fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
-        let count = self.headers.len();
-        self.filled = 0;
-        for i in 0..count {
-            let at = i * self.size;
-            let iov = libc::iovec { iov_base: self.received[at..].as_mut_ptr().cast(), iov_len: self.size };
-            self.header(i, i, iov, size_of::<libc::sockaddr_storage>() as libc::socklen_t);
+        // What the kernel wrote over last time.
+        for header in &mut self.incoming_headers[..self.filled] {
+            header.msg_hdr.msg_namelen = ADDRESS_ROOM;
         }
+        self.filled = 0;
+        let count = self.incoming_headers.len() as u32;
         let fd = socket.as_fd().as_raw_fd();
+        let headers = self.incoming_headers.as_mut_ptr();
         // SAFETY: each header points to one iovec of `size` octets inside `received` and to one sockaddr_storage inside
-        // `peers`, all alive and not borrowed otherwise during the call; `count` is the length of `headers`.
-        let got = unsafe {
-            libc::recvmmsg(fd, self.headers.as_mut_ptr(), count as u32, libc::MSG_WAITFORONE, std::ptr::null_mut())
-        };
+        // `peers` (see `new`), all alive and not borrowed otherwise during the call; `count` is the number of headers.
+        let got = unsafe { libc::recvmmsg(fd, headers, count, libc::MSG_WAITFORONE, std::ptr::null_mut()) };
         let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
         for i in 0..got {
-            let header = &self.headers[i];
+            let header = &self.incoming_headers[i];
             self.lengths[i] = (header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0);
             self.peer_lengths[i] = header.msg_hdr.msg_namelen;
             self.reply_lengths[i] = 0;
@@ -130,17 +134,22 @@ impl PacketBatch {
             if length == 0 {
                 continue;
             }
-            let iov = libc::iovec { iov_base: self.replies[i * self.size..].as_mut_ptr().cast(), iov_len: length };
-            self.header(count, i, iov, self.peer_lengths[i]);
+            self.outgoing[count] =
+                libc::iovec { iov_base: self.replies[i * self.size..].as_mut_ptr().cast(), iov_len: length };
+            let header = &mut self.outgoing_headers[count].msg_hdr;
+            header.msg_name = (&raw mut self.peers[i]).cast();
+            header.msg_namelen = self.peer_lengths[i];
+            header.msg_iov = &raw mut self.outgoing[count];
+            header.msg_iovlen = 1;
             count += 1;
         }
         let fd = socket.as_fd().as_raw_fd();
         let (mut done, mut sent) = (0, 0);
         while done < count {
-            // SAFETY: headers `done..count` were written just above: each points to one iovec inside `replies` and to
+            // SAFETY: outgoing headers `done..count` were written just above: each points to one iovec inside `replies` and to
             // one address inside `peers`, alive and not borrowed otherwise during the call.
             let n = unsafe {
-                libc::sendmmsg(fd, self.headers[done..].as_mut_ptr(), (count - done) as u32, libc::MSG_NOSIGNAL)
+                libc::sendmmsg(fd, self.outgoing_headers[done..].as_mut_ptr(), (count - done) as u32, libc::MSG_NOSIGNAL)
             };
             match usize::try_from(n) {
                 Ok(n) if n > 0 => {

@@ -96,11 +96,13 @@ pub fn adopt(state: &mut State, pod: &Pod, adopted: &Adopted) {
     state.sandbox = true;
     state.ips = vec![sandbox.ip.unwrap_or(state.host_ip)];
     let status = pod.status.as_ref();
+    // In the same namespaces init containers are not run twice.
     let running = state.slots.iter().any(|s| !s.init && adopted.containers.contains_key(&s.name));
-    state.initialized |= running;
+    let initialized = running || matches!(state.transitions.get("Initialized"), Some((true, _)));
+    state.initialized |= initialized;
     for slot in &mut state.slots {
         let Some(container) = adopted.containers.get(&slot.name) else {
-            if running && slot.init && !slot.sidecar {
+            if initialized && slot.init && !slot.sidecar {
                 complete(slot);
             }
             continue;

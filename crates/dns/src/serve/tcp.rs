@@ -1,10 +1,11 @@
 //! TCP (RFC 7766): queries may follow one another without waiting, answers come as soon as they are known, and a
-//! connection on which nothing happens is closed.
+//! connection on which nothing happens is closed. One task per connection; what is ready leaves in one write.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use model::names::Directory;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
     time::timeout,
@@ -12,15 +13,27 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Reaction, Shared, Turns};
-use crate::metrics::{Tally, Transport};
+use crate::{
+    metrics::{Tally, Transport},
+    transfer::Transfer,
+};
 
 /// RFC 7766 §6.2.3 asks for some seconds.
 const IDLE: Duration = Duration::from_secs(10);
 /// A client that does not take its answers is let go.
 const WRITE: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 1024;
-/// Answers of one connection that wait: for upstream, or for the client to take them.
+/// Questions of one connection that wait for upstream servers.
 const MAX_PER_CONNECTION: usize = 64;
+/// Answers are sent when there are so many octets of them, even if more questions have come already.
+const FLUSH: usize = 64 << 10;
+/// The longest message and its length in front.
+const MAX_FRAME: usize = 2 + u16::MAX as usize;
+
+thread_local! {
+    /// Room for one answer: needed only between two points of waiting, so one for all connections.
+    static ROOM: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_FRAME].into());
+}
 
 /// Accepts until `stop`.
 pub async fn serve(shared: Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
@@ -57,73 +70,148 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, stop: Cancellatio
     }
 }
 
+/// One client.
+struct Connection<'s> {
+    shared: &'s Arc<Shared>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    /// Answers that could not leave at once.
+    out: Vec<u8>,
+    turns: Turns,
+    tally: Tally,
+    waiting: Arc<Semaphore>,
+    answers: mpsc::Sender<Vec<u8>>,
+}
+
+/// What to do after a question.
+enum Next {
+    Continue,
+    Flush,
+    Transfer(Box<Transfer>),
+    Close,
+}
+
 async fn connection(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (read, mut write) = stream.into_split();
-    let mut read = BufReader::new(read);
-    // Bounded: a client that asks without reading holds no more than this.
-    let (answers, mut outgoing) = mpsc::channel::<Vec<u8>>(MAX_PER_CONNECTION);
-    let writer = tokio::spawn(async move {
-        while let Some(mut answer) = outgoing.recv().await {
-            // Answers that are ready leave together.
-            while let Ok(more) = outgoing.try_recv() {
-                answer.extend(more);
-            }
-            match timeout(WRITE, write.write_all(&answer)).await {
-                Ok(Ok(())) => {}
-                _ => return,
+    let (answers, mut forwarded) = mpsc::channel::<Vec<u8>>(MAX_PER_CONNECTION);
+    let mut c = Connection {
+        shared,
+        stream,
+        peer,
+        out: Vec::new(),
+        turns: Turns::new(),
+        tally: Tally::default(),
+        waiting: Arc::new(Semaphore::new(MAX_PER_CONNECTION)),
+        answers,
+    };
+    let mut input = Vec::with_capacity(512);
+    loop {
+        let mut at = 0;
+        while let Some((length, rest)) = input[at..].split_first_chunk::<2>() {
+            let length = usize::from(u16::from_be_bytes(*length));
+            let Some(packet) = rest.get(..length) else { break };
+            at += 2 + length;
+            let alone = at == input.len();
+            let next = c.question(packet, alone).await;
+            shared.metrics.add(&mut c.tally);
+            match next {
+                Next::Continue => {}
+                Next::Flush => c.flush().await?,
+                Next::Transfer(transfer) => c.transfer(*transfer).await?,
+                Next::Close => return c.flush().await,
             }
         }
-    });
-    let waiting = Arc::new(Semaphore::new(MAX_PER_CONNECTION));
-    let (mut turns, mut tally) = (Turns::new(), Tally::default());
-    let mut room = vec![0; usize::from(u16::MAX)];
-    let mut packet = Vec::new();
-    loop {
-        let length = match timeout(IDLE, read.read_u16()).await {
-            Ok(Ok(length)) => usize::from(length),
-            Ok(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => break,
-            Ok(Err(e)) => return Err(e),
-            // Quiet, but perhaps because we owe it an answer.
-            Err(_) if waiting.available_permits() < MAX_PER_CONNECTION => continue,
-            Err(_) => break,
-        };
-        packet.resize(length, 0);
-        timeout(IDLE, read.read_exact(&mut packet)).await??;
-        let reaction = {
-            let directory = shared.directory.load();
-            let turn = turns.next().unwrap_or_default();
-            shared.react(&directory, &packet, &peer, Transport::Tcp, turn, (&mut room, &mut tally))
-        };
-        shared.metrics.add(&mut tally);
+        input.drain(..at);
+        c.flush().await?;
+        let open = c.waiting.available_permits();
+        tokio::select! {
+            read = timeout(IDLE, c.stream.read_buf(&mut input)) => match read {
+                Ok(Ok(0)) => break,
+                Ok(Ok(_)) => {}
+                Ok(Err(e)) => return Err(e),
+                // Quiet, but perhaps because we owe it an answer.
+                Err(_) if open < MAX_PER_CONNECTION => {}
+                Err(_) => return Ok(()),
+            },
+            Some(answer) = forwarded.recv() => frame(&answer, &mut c.out),
+        }
+        while let Ok(answer) = forwarded.try_recv() {
+            frame(&answer, &mut c.out);
+        }
+    }
+    // It has no more questions. What is still on its way gets there, within the forwarder's patience.
+    let Connection { mut stream, mut out, answers, .. } = c;
+    drop(answers);
+    while let Some(answer) = forwarded.recv().await {
+        frame(&answer, &mut out);
+    }
+    timeout(WRITE, stream.write_all(&out)).await?
+}
+
+impl Connection<'_> {
+    async fn question(&mut self, packet: &[u8], alone: bool) -> Next {
+        let reaction = ROOM.with_borrow_mut(|room| {
+            let directory = self.shared.directory.load();
+            let turn = self.turns.next().unwrap_or_default();
+            let (peer, tally) = (&self.peer, &mut self.tally);
+            let reaction = self.shared.react(&directory, packet, peer, Transport::Tcp, turn, (&mut room[2..], tally));
+            if let Reaction::Reply(length) = reaction {
+                room[..2].copy_from_slice(&(length as u16).to_be_bytes());
+                let mut answer = &room[..2 + length];
+                // The common case: one answer, and the socket takes it.
+                if alone && self.out.is_empty() {
+                    let sent = self.stream.try_write(answer).unwrap_or(0);
+                    answer = &answer[sent..];
+                }
+                self.out.extend_from_slice(answer);
+            }
+            reaction
+        });
         match reaction {
             // What is no query on a stream is no client either.
-            Reaction::Silence => break,
-            Reaction::Reply(length) => {
-                if answers.send(framed(&room[..length])).await.is_err() {
-                    break;
-                }
-            }
+            Reaction::Silence => Next::Close,
+            Reaction::Reply(_) if self.out.len() >= FLUSH => Next::Flush,
+            Reaction::Reply(_) => Next::Continue,
+            Reaction::Transfer(transfer) => Next::Transfer(transfer),
             Reaction::Forward(ask) => {
-                let Ok(permit) = waiting.clone().acquire_owned().await else { break };
-                let (shared, answers, packet) = (shared.clone(), answers.clone(), packet.clone());
+                let Ok(permit) = self.waiting.clone().try_acquire_owned() else {
+                    // It has asked enough for now: close, and so make it ask again, later.
+                    return Next::Close;
+                };
+                let (shared, answers, packet) = (self.shared.clone(), self.answers.clone(), packet.to_vec());
                 tokio::spawn(async move {
                     let answer = shared.forward(&packet, &ask, Transport::Tcp).await;
-                    let _ = answers.send(framed(&answer)).await;
+                    let _ = answers.send(answer).await;
                     drop(permit);
                 });
+                Next::Continue
             }
         }
     }
-    drop(answers);
-    // What is still on its way gets there, within the forwarder's patience.
-    let _ = writer.await;
-    Ok(())
+
+    async fn flush(&mut self) -> io::Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        timeout(WRITE, self.stream.write_all(&self.out)).await??;
+        self.out.clear();
+        // Memory for one large answer is not kept for a quiet connection.
+        self.out.shrink_to(4096);
+        Ok(())
+    }
+
+    /// The whole zone, message by message, never more of it in memory than one message.
+    async fn transfer(&mut self, mut transfer: Transfer) -> io::Result<()> {
+        let directory: Arc<Directory> = self.shared.directory.load_full();
+        while let Some(message) = transfer.next(&directory) {
+            frame(&message, &mut self.out);
+            self.flush().await?;
+        }
+        Ok(())
+    }
 }
 
-fn framed(message: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(2 + message.len());
+fn frame(message: &[u8], out: &mut Vec<u8>) {
     out.extend((message.len() as u16).to_be_bytes());
-    out.extend(message);
-    out
+    out.extend_from_slice(message);
 }

@@ -34,6 +34,7 @@ pub enum Malformed {
 }
 
 impl<'a> Query<'a> {
+    #[inline]
     pub fn parse(packet: &'a [u8]) -> Result<Self, Malformed> {
         let header: &[u8; HEADER] = packet.first_chunk().ok_or(Malformed::Silence)?;
         let word = |i: usize| u16::from_be_bytes([header[2 * i], header[2 * i + 1]]);
@@ -48,7 +49,7 @@ impl<'a> Query<'a> {
         if word(2) != 1 {
             return Err(formerr);
         }
-        let (name, at) = question_name(packet).ok_or(formerr)?;
+        let (name, at) = Name::read(packet, HEADER).ok_or(formerr)?;
         let kind = RecordType(u16_at(packet, at).ok_or(formerr)?);
         let class = u16_at(packet, at + 2).ok_or(formerr)?;
         let question_end = at + 4;
@@ -84,21 +85,6 @@ impl<'a> Query<'a> {
     /// The largest UDP answer for this client.
     pub fn udp_limit(&self) -> usize {
         self.edns.map_or(UDP_PLAIN, |e| usize::from(e.size).clamp(UDP_PLAIN, UDP_MAX))
-    }
-}
-
-/// The question's name; it is the first of the message, so a pointer in it could only be a trick.
-fn question_name(packet: &[u8]) -> Option<(Name, usize)> {
-    let mut name = Name::ROOT;
-    let mut at = HEADER;
-    loop {
-        let length = usize::from(*packet.get(at)?);
-        at += 1;
-        if length == 0 {
-            return Some((name, at));
-        }
-        name.push(packet.get(at..at + length)?).ok()?;
-        at += length;
     }
 }
 

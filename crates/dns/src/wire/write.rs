@@ -164,6 +164,26 @@ impl<'b> Writer<'b> {
         self.u16(0xc000 | at as u16)
     }
 
+    /// The SOA of a zone whose name stands in the question, the commonest "no" of all, in one piece. `owner` is the offset
+    /// of the zone's name.
+    pub fn zone_soa(&mut self, section: Section, owner: usize, ttl: u32, serial: u32, minimum: u32) -> Result<(), Full> {
+        #[rustfmt::skip]
+        const PATTERN: [u8; 54] = *b"\xc0\x00\x00\x06\x00\x01\0\0\0\0\x00\x2a\
+            \x02ns\x03dns\xc0\x00\x0ahostmaster\xc0\x00\
+            \0\0\0\0\x00\x00\x1c\x20\x00\x00\x07\x08\x00\x01\x51\x80\0\0\0\0";
+        let mut record = PATTERN;
+        let pointer = (0xc000 | owner as u16).to_be_bytes();
+        for at in [0, 19, 32] {
+            record[at..at + 2].copy_from_slice(&pointer);
+        }
+        for (at, value) in [(6, ttl), (34, serial), (50, minimum)] {
+            record[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        }
+        self.put(&record)?;
+        self.counts[section as usize] += 1;
+        Ok(())
+    }
+
     /// A name in full, as SRV wants it (RFC 2782).
     pub fn target(&mut self, target: &Target<'_>) -> Result<(), Full> {
         if let Some(label) = target.label {

@@ -50,6 +50,34 @@ impl Name {
         Ok(())
     }
 
+    /// Reads an uncompressed name that starts at `at` in a message, in one go; returns it and where it ends.
+    #[inline]
+    pub fn read(message: &[u8], at: usize) -> Option<(Self, usize)> {
+        let mut name = Self::ROOT;
+        let rest = message.get(at..)?;
+        let (mut end, mut labels) = (0, 0);
+        loop {
+            let length = usize::from(*rest.get(end)?);
+            if length == 0 {
+                break;
+            }
+            // A pointer, or a kind of label nobody uses; the last octet is the root's.
+            if length > MAX_LABEL || end + 1 + length >= MAX_WIRE {
+                return None;
+            }
+            name.offsets[labels] = end as u8;
+            labels += 1;
+            end += 1 + length;
+        }
+        let wire = &mut name.wire[..end];
+        wire.copy_from_slice(&rest[..end]);
+        // Length octets are at most 63, and so never letters.
+        wire.make_ascii_lowercase();
+        name.len = end as u8 + 1;
+        name.labels = labels as u8;
+        Some((name, at + end + 1))
+    }
+
     /// Number of labels, the root not counted.
     pub fn len(&self) -> usize {
         usize::from(self.labels)

@@ -19,6 +19,13 @@ pub struct SrvEntry {
     pub port: u16,
 }
 
+impl SrvEntry {
+    /// Two records of one set with the same number have the same target.
+    pub fn target_number(&self) -> u32 {
+        self.endpoint
+    }
+}
+
 /// [`SrvEntry::endpoint`] of a record that points at the Service's own name.
 const ITSELF: u32 = u32::MAX;
 
