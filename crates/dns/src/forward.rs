@@ -32,7 +32,7 @@ pub use servers::Upstreams;
 use crate::{
     answer::Ask,
     metrics::Metrics,
-    wire::{Extended, Full, Message, OPT_SIZE, Query, Rcode, Section, Writer, flag},
+    wire::{Extended, Full, Message, Query, Rcode, Section, Writer, flag},
 };
 
 /// Everything must be over before the client's own patience ends: 5 s in the C library and in dig.
@@ -257,7 +257,7 @@ fn append(response: &Response, ttl_cap: u32, writer: &mut Writer<'_>) -> Result<
 /// The message as it came, with the client's id and spelling, and TTLs that have been counting down.
 fn relay(query: &Query<'_>, response: &Response, room: &mut [u8], limit: usize) -> (usize, Rcode) {
     let rcode = Rcode(response.rcode);
-    let reserve = if query.edns.is_some() { OPT_SIZE } else { 0 };
+    let reserve = query.opt_size();
     let question = query.question();
     let mut writer = Writer::new(query, room, limit);
     let wants_ad = query.dnssec() || query.flags() & flag::AD != 0;

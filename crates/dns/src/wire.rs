@@ -6,7 +6,7 @@ mod query;
 mod write;
 
 pub use message::{Message, Record, Section};
-pub use query::{Malformed, Query};
+pub use query::{Edns, Malformed, Query, option};
 pub use write::{Full, Writer, header_only};
 
 /// Octets of the message header.
@@ -64,6 +64,7 @@ pub struct Extended(pub u16);
 
 impl Extended {
     pub const OTHER: Self = Self(0);
+    pub const STALE: Self = Self(3);
     pub const NOT_READY: Self = Self(14);
     pub const PROHIBITED: Self = Self(18);
     pub const NOT_AUTHORITATIVE: Self = Self(20);

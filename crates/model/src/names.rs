@@ -14,6 +14,7 @@ mod reason;
 mod reverse;
 mod service;
 mod table;
+mod transfer;
 
 use std::{borrow::Cow, fmt, net::IpAddr, net::Ipv4Addr, net::Ipv6Addr};
 
@@ -27,6 +28,7 @@ pub use name::{MAX_LABEL, MAX_WIRE, Name, NameError};
 pub use reason::Reason;
 pub use reverse::reverse_name;
 pub use service::{ServiceNames, SrvEntry};
+pub use transfer::{ZoneData, ZoneRecord};
 
 /// The value of the `dns-version` TXT record.
 pub const SCHEMA_VERSION: &str = "1.1.0";

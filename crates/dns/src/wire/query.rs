@@ -2,7 +2,7 @@
 
 use model::names::{Name, RecordType};
 
-use super::{HEADER, Rcode, UDP_MAX, UDP_PLAIN, flag, skip_name, u16_at, u32_at};
+use super::{HEADER, OPT_SIZE, Rcode, UDP_MAX, UDP_PLAIN, flag, skip_name, u16_at, u32_at};
 
 /// What the client's OPT record said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,47 @@ pub struct Edns {
     pub version: u8,
     /// DNSSEC OK.
     pub dnssec: bool,
+    /// The client's cookie (RFC 7873).
+    pub cookie: Option<[u8; 8]>,
+    /// It wants to know which server this is (RFC 5001).
+    pub nsid: bool,
+    /// What the answer's OPT record will carry, set by whoever knows the server.
+    pub reply: ReplyOptions,
+}
+
+/// Options of an answer in wire form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyOptions {
+    octets: [u8; Self::ROOM],
+    length: u8,
+}
+
+impl ReplyOptions {
+    /// A cookie of 28 octets and a name.
+    const ROOM: usize = 96;
+    pub const NONE: Self = Self { octets: [0; Self::ROOM], length: 0 };
+
+    /// Appends an option; its value is cut where there is no more room.
+    pub fn push(&mut self, code: u16, value: &[u8]) {
+        let start = usize::from(self.length);
+        let Some(room) = Self::ROOM.checked_sub(start + 4) else { return };
+        let value = &value[..value.len().min(room)];
+        self.octets[start..start + 2].copy_from_slice(&code.to_be_bytes());
+        self.octets[start + 2..start + 4].copy_from_slice(&(value.len() as u16).to_be_bytes());
+        self.octets[start + 4..start + 4 + value.len()].copy_from_slice(value);
+        self.length += 4 + value.len() as u8;
+    }
+
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..usize::from(self.length)]
+    }
+}
+
+/// Codes of EDNS options.
+pub mod option {
+    pub const NSID: u16 = 3;
+    pub const COOKIE: u16 = 10;
+    pub const EXTENDED_ERROR: u16 = 15;
 }
 
 /// A well-formed query: one question, in a packet that is kept for its spelling.
@@ -82,6 +123,11 @@ impl<'a> Query<'a> {
         &self.packet[HEADER..self.question_end]
     }
 
+    /// Octets of the answer's OPT record, explanation not counted.
+    pub fn opt_size(&self) -> usize {
+        self.edns.as_ref().map_or(0, |e| OPT_SIZE + e.reply.octets().len())
+    }
+
     /// The largest UDP answer for this client.
     pub fn udp_limit(&self) -> usize {
         self.edns.map_or(UDP_PLAIN, |e| usize::from(e.size).clamp(UDP_PLAIN, UDP_MAX))
@@ -101,23 +147,39 @@ fn edns(packet: &[u8], mut at: usize, before: u32, all: u32) -> Option<Option<Ed
             return None;
         }
         if kind == RecordType::OPT {
-            if i < before || found.is_some() || packet[at] != 0 || !options_fit(&packet[body + 10..end]) {
+            if i < before || found.is_some() || packet[at] != 0 {
                 return None;
             }
             let ttl = u32_at(packet, body + 4)?;
-            found =
-                Some(Edns { size: u16_at(packet, body + 2)?, version: (ttl >> 16) as u8, dnssec: ttl & 0x8000 != 0 });
+            let mut edns = Edns {
+                size: u16_at(packet, body + 2)?,
+                version: (ttl >> 16) as u8,
+                dnssec: ttl & 0x8000 != 0,
+                cookie: None,
+                nsid: false,
+                reply: ReplyOptions::NONE,
+            };
+            options(&packet[body + 10..end], &mut edns)?;
+            found = Some(edns);
         }
         at = end;
     }
     Some(found)
 }
 
-fn options_fit(mut rest: &[u8]) -> bool {
+/// `None` when they are malformed.
+fn options(mut rest: &[u8], edns: &mut Edns) -> Option<()> {
     while !rest.is_empty() {
-        let Some(length) = u16_at(rest, 2) else { return false };
-        let Some(next) = rest.get(4 + usize::from(length)..) else { return false };
-        rest = next;
+        let (code, length) = (u16_at(rest, 0)?, usize::from(u16_at(rest, 2)?));
+        let value = rest.get(4..4 + length)?;
+        match code {
+            option::NSID => edns.nsid = true,
+            // Eight octets of the client, and eight to 32 of a server, if any (RFC 7873 §5.2.2).
+            option::COOKIE if matches!(length, 8 | 16..=40) => edns.cookie = value.first_chunk().copied(),
+            option::COOKIE => return None,
+            _ => {}
+        }
+        rest = &rest[4 + length..];
     }
-    true
+    Some(())
 }

@@ -2,7 +2,7 @@
 
 use model::names::{Name, RecordType, Target};
 
-use super::{Extended, HEADER, OPT_SIZE, Query, Rcode, Section, UDP_MAX, flag};
+use super::{Edns, Extended, HEADER, OPT_SIZE, Query, Rcode, Section, UDP_MAX, flag, option};
 
 /// The message would pass its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,14 +19,14 @@ pub struct Writer<'b> {
     /// Answer, authority, additional.
     counts: [u16; 3],
     question: &'b Name,
-    edns: Option<bool>,
+    edns: Option<&'b Edns>,
 }
 
 impl<'b> Writer<'b> {
     /// An answer to `query` with room for `limit` octets, or for fewer if `room` is smaller.
     pub fn new(query: &'b Query<'_>, room: &'b mut [u8], limit: usize) -> Self {
         let question = query.question();
-        let reserve = if query.edns.is_some() { OPT_SIZE } else { 0 };
+        let reserve = query.opt_size();
         let limit = limit.min(room.len()).saturating_sub(reserve);
         room[..2].copy_from_slice(&query.id());
         room[HEADER..HEADER + question.len()].copy_from_slice(question);
@@ -38,7 +38,7 @@ impl<'b> Writer<'b> {
             rcode: Rcode::NOERROR,
             counts: [0; 3],
             question: &query.name,
-            edns: query.edns.map(|e| e.dnssec),
+            edns: query.edns.as_ref(),
         }
     }
 
@@ -244,14 +244,16 @@ impl<'b> Writer<'b> {
     /// Adds the OPT record if the client sent one, with an explanation if there is room for it, and returns the
     /// message's length.
     pub fn finish(mut self, why: Option<(Extended, &str)>) -> usize {
-        if let Some(dnssec) = self.edns {
-            self.limit += OPT_SIZE;
+        if let Some(edns) = self.edns {
+            let options = edns.reply.octets();
+            self.limit += OPT_SIZE + options.len();
             let mut opt = [0; OPT_SIZE];
             opt[1..3].copy_from_slice(&RecordType::OPT.0.to_be_bytes());
             opt[3..5].copy_from_slice(&(UDP_MAX as u16).to_be_bytes());
             opt[5] = (self.rcode.0 >> 4) as u8;
-            opt[7] = if dnssec { 0x80 } else { 0 };
-            if self.put(&opt).is_ok() {
+            opt[7] = if edns.dnssec { 0x80 } else { 0 };
+            opt[9..].copy_from_slice(&(options.len() as u16).to_be_bytes());
+            if self.put(&opt).is_ok() && self.put(options).is_ok() {
                 self.counts[2] += 1;
                 if let Some((code, text)) = why {
                     self.explain(code, text);
@@ -262,7 +264,7 @@ impl<'b> Writer<'b> {
         self.length
     }
 
-    /// An Extended DNS Error in the OPT record that was just written, if it fits.
+    /// One more option in the OPT record that was just written, an Extended DNS Error, if it fits.
     fn explain(&mut self, code: Extended, text: &str) {
         let mut end = text.len().min(250);
         while !text.is_char_boundary(end) {
@@ -270,13 +272,16 @@ impl<'b> Writer<'b> {
         }
         let (start, text) = (self.length, &text.as_bytes()[..end]);
         let mut write = || {
-            self.u16(15)?;
+            self.u16(option::EXTENDED_ERROR)?;
             self.u16(2 + text.len() as u16)?;
             self.u16(code.0)?;
             self.put(text)
         };
         match write() {
-            Ok(()) => self.patch_u16(start - 2, (self.length - start) as u16),
+            Ok(()) => {
+                let before = self.edns.map_or(0, |e| e.reply.octets().len());
+                self.patch_u16(start - before - 2, (before + self.length - start) as u16);
+            }
             Err(Full) => self.length = start,
         }
     }

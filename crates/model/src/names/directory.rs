@@ -140,6 +140,13 @@ impl Directory {
             || self.snapshot.services_in(namespace).next().is_some()
     }
 
+    /// The namespace of the pod with this address, while pods are followed and no two namespaces share it.
+    pub fn namespace_of(&self, client: &IpAddr) -> Option<&str> {
+        let mut all = self.pods.get(client)?.iter().map(|k| k.namespace.as_ref());
+        let first = all.next()?;
+        all.all(|n| n == first).then_some(first)
+    }
+
     /// The answer to a question of class IN. Pure; at most one hash lookup and one binary search for a Service's name.
     pub fn answer<'a>(&'a self, name: &'a Name, t: RecordType) -> Answer<'a> {
         match name.below(&self.zone.name) {

@@ -173,6 +173,24 @@ impl ServiceNames {
         }
     }
 
+    pub(super) fn alias(&self) -> Option<&Name> {
+        self.alias.as_deref()
+    }
+
+    pub(super) fn own_addresses(&self) -> (&[Ipv4Addr], &[Ipv6Addr]) {
+        (&self.v4, &self.v6)
+    }
+
+    pub(super) fn endpoint_addresses(&self) -> impl Iterator<Item = (&str, &[Ipv4Addr], &[Ipv6Addr])> {
+        self.endpoints.iter().map(|e| (&*e.label, &*e.v4, &*e.v6))
+    }
+
+    /// The ports that have names.
+    pub(super) fn named_ports(&self) -> impl Iterator<Item = (&str, Protocol, &[SrvEntry])> {
+        let named = self.ports.iter().filter(|p| !p.name.is_empty());
+        named.map(|p| (&*p.name, p.protocol, &self.srv[p.set.clone()]))
+    }
+
     /// The PTR targets of an address.
     pub(super) fn pointers<'a>(&'a self, ip: &IpAddr, into: &mut SmallVec<[Target<'a>; 2]>) {
         if self.service.cluster_ips().contains(ip) {
@@ -273,6 +291,14 @@ impl ServiceNames {
 
 fn eq(label: &[u8], text: &str) -> bool {
     label.eq_ignore_ascii_case(text.as_bytes())
+}
+
+pub(super) fn protocol_label(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Tcp => b"_tcp",
+        Protocol::Udp => b"_udp",
+        Protocol::Sctp => b"_sctp",
+    }
 }
 
 /// `_tcp` and the like.
