@@ -32,8 +32,11 @@ pub enum Outcome {
 pub struct Ask {
     pub name: Name,
     pub kind: RecordType,
-    /// The answer so far, when an ExternalName Service led out of the zone.
+    /// The answer so far, when an ExternalName Service, or a pod's search path, led out of the zone.
     pub partial: Option<Vec<u8>>,
+    /// The whole answer, should it turn out that there is no such name outside: we asked only because the client's
+    /// resolver would have done so in the end.
+    pub otherwise: Option<Vec<u8>>,
 }
 
 /// How one query is to be answered.
@@ -45,6 +48,8 @@ pub struct Terms {
     pub turn: u64,
     /// There are servers to ask about names outside the zone.
     pub recursion: bool,
+    /// Who asks, when walks along a pod's search path are to be answered at their first step.
+    pub client: Option<IpAddr>,
 }
 
 /// Answers a well-formed query into `room`.
@@ -56,6 +61,10 @@ pub fn answer(directory: &Directory, query: &Query<'_>, room: &mut [u8], terms: 
         return refuse(writer, rcode, code, text);
     }
     let mut work = Work { directory, kind: query.kind, turn: terms.turn, writer, owner: HEADER };
+    let walk = terms.client.and_then(|client| Walk::of(directory, query, client, terms.recursion));
+    if let Some(Walk::Inside(target)) = &walk {
+        return shortcut(work, query, target);
+    }
     let mut name = &query.name;
     for aliases in 0..=MAX_ALIASES {
         match work.step(name, aliases > 0) {
@@ -64,7 +73,15 @@ pub fn answer(directory: &Directory, query: &Query<'_>, room: &mut [u8], terms: 
                 work.writer.rcode(rcode);
                 // Put into words only when the client can read them.
                 let why = if work.writer.explains() { why.text(directory) } else { String::new() };
-                return Outcome::Reply(work.writer.finish(Some((code, &why))), rcode);
+                let length = work.writer.finish(Some((code, &why)));
+                if let Some(Walk::Outside(target)) = walk
+                    && rcode == Rcode::NXDOMAIN
+                    && aliases == 0
+                {
+                    let otherwise = Some(room[..length].to_vec());
+                    return outside(query, room, terms, target, directory.zone().ttl, otherwise);
+                }
+                return Outcome::Reply(length, rcode);
             }
             Step::Elsewhere => return elsewhere(work.writer, query, *name, aliases > 0, terms.recursion),
             Step::Alias(next) => name = next,
@@ -86,7 +103,8 @@ fn refusal(query: &Query<'_>) -> Option<(Rcode, Extended, &'static str)> {
     match query.kind {
         RecordType::OPT => Some((Rcode::FORMERR, Extended::OTHER, "OPT is not a type to ask for")),
         RecordType::AXFR | RecordType::IXFR => {
-            Some((Rcode::REFUSED, Extended::PROHIBITED, "zone transfers are not offered"))
+            let text = "zone transfers are for the hosts of --transfer-to, by AXFR over TCP, of the cluster's domain";
+            Some((Rcode::REFUSED, Extended::PROHIBITED, text))
         }
         RecordType(128..=254) => {
             Some((Rcode::NOTIMP, Extended::NOT_SUPPORTED, "query types of this kind are not served"))
@@ -114,7 +132,96 @@ fn elsewhere(writer: Writer<'_>, query: &Query<'_>, name: Name, aliased: bool, r
         let text = "not a name of this cluster, and no upstream server is configured: give one with --dns-upstream";
         return refuse(writer, Rcode::REFUSED, Extended::NOT_AUTHORITATIVE, text);
     }
-    Outcome::Ask(Box::new(Ask { name, kind: query.kind, partial: aliased.then(|| writer.suspend()) }))
+    Outcome::Ask(Box::new(Ask { name, kind: query.kind, partial: aliased.then(|| writer.suspend()), otherwise: None }))
+}
+
+/// Where the walk along the search path that began with this question ends.
+enum Walk {
+    /// At a name of the cluster.
+    Inside(Box<Name>),
+    /// At a name outside, unless there is none.
+    Outside(Box<Name>),
+}
+
+impl Walk {
+    /// `www.example.com.NAMESPACE.svc.ZONE`, asked by a pod of that namespace, is the first step of a walk: two more in
+    /// the zone would follow, and then `www.example.com`. Names of one label stay: they are Services that are not there.
+    fn of(directory: &Directory, query: &Query<'_>, client: IpAddr, recursion: bool) -> Option<Self> {
+        let zone = &directory.zone().name;
+        let front = query.name.below(zone).filter(|front| *front >= 4)?;
+        if query.name.label(front - 1) != b"svc"
+            || !matches!(query.kind, RecordType::A | RecordType::AAAA)
+            || query.class != IN
+            || !query.recursion_desired()
+            || directory.namespace_of(&client)?.as_bytes() != query.name.label(front - 2)
+        {
+            return None;
+        }
+        let exists = |name: &Name| !matches!(directory.answer(name, query.kind).found, Found::NoName(_));
+        // What the first step finds, it finds: endpoints' names have four labels and more.
+        if exists(&query.name) {
+            return None;
+        }
+        let asked: SmallVec<[&[u8]; 16]> = query.name.labels().take(front - 2).collect();
+        let with = |suffix: &[&[u8]]| {
+            let mut name = Name::ROOT;
+            asked.iter().chain(suffix).try_for_each(|l| name.push(l)).ok().map(|()| name)
+        };
+        let svc: SmallVec<[&[u8]; 8]> = std::iter::once(&b"svc"[..]).chain(zone.labels()).collect();
+        for name in [with(&svc), with(&svc[1..])].into_iter().flatten() {
+            if exists(&name) {
+                return Some(Self::Inside(Box::new(name)));
+            }
+        }
+        let own = with(&[])?;
+        match own.below(zone) {
+            // Written out in full, but with fewer dots than ndots.
+            Some(_) => exists(&own).then(|| Self::Inside(Box::new(own))),
+            // `redis.production.svc` means the cluster even when it has no such Service.
+            None => {
+                let last = own.label(own.len() - 1);
+                (recursion && last != b"svc" && last != b"local").then(|| Self::Outside(Box::new(own)))
+            }
+        }
+    }
+}
+
+/// The end of the walk is in the zone: say so by a CNAME, and add what is there.
+fn shortcut(mut work: Work<'_, '_>, query: &Query<'_>, target: &Name) -> Outcome {
+    work.writer.set(flag::AA);
+    let Step::Alias(target) = work.alias(target) else {
+        work.writer.rcode(Rcode::SERVFAIL);
+        return Outcome::Reply(work.writer.finish(None), Rcode::SERVFAIL);
+    };
+    match work.step(target, true) {
+        // An ExternalName at the end: its target is for the next question.
+        Step::Alias(_) | Step::Elsewhere => Outcome::Reply(work.writer.finish(None), Rcode::NOERROR),
+        Step::Done(rcode) => Outcome::Reply(work.writer.finish(None), rcode),
+        Step::No(rcode, code, why) => {
+            work.writer.rcode(rcode);
+            let why = if query.edns.is_some() { why.text(work.directory) } else { String::new() };
+            Outcome::Reply(work.writer.finish(Some((code, &why))), rcode)
+        }
+    }
+}
+
+/// The end of the walk is outside: ask there, with the CNAME that leads there written already.
+fn outside(
+    query: &Query<'_>,
+    room: &mut [u8],
+    terms: Terms,
+    target: Box<Name>,
+    ttl: u32,
+    otherwise: Option<Vec<u8>>,
+) -> Outcome {
+    let mut writer = Writer::new(query, room, terms.limit);
+    writer.set(flag::AA | flag::RA);
+    let written = writer.record(Section::Answer, HEADER, RecordType::CNAME, ttl, |w| w.name(&target));
+    if written.is_err() {
+        writer.set(flag::TC);
+    }
+    let partial = Some(writer.suspend());
+    Outcome::Ask(Box::new(Ask { name: *target, kind: query.kind, partial, otherwise }))
 }
 
 /// An explanation, not yet in words.

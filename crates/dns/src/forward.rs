@@ -219,6 +219,13 @@ pub fn finish(
     room: &mut [u8],
     limit: usize,
 ) -> (usize, Rcode) {
+    // A walk along a search path: no name outside, then no name at all. Nor do troubles outside change that.
+    if let Some(otherwise) = &ask.otherwise
+        && answer.as_ref().map_or(true, |r| r.rcode != Rcode::NOERROR.0)
+    {
+        room[..otherwise.len()].copy_from_slice(otherwise);
+        return (otherwise.len(), Rcode::NXDOMAIN);
+    }
     match (answer, &ask.partial) {
         (Ok(response), None) => relay(query, response, room, limit),
         (Ok(response), Some(partial)) => {

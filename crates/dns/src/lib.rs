@@ -3,9 +3,11 @@
 //! packets, the sockets and the upstream.
 
 mod answer;
+mod cookie;
 mod forward;
 mod metrics;
 mod serve;
+mod transfer;
 mod wire;
 
 use std::{
@@ -31,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub use forward::Upstreams;
 pub use model::names::{NameError, PodNames};
 
+use cookie::Secret;
 use forward::Forwarder;
 use metrics::Metrics;
 use serve::Shared;
@@ -48,6 +51,13 @@ pub struct Config {
     pub own_addresses: Vec<IpAddr>,
     /// Sources that are answered; empty for all. Others get REFUSED.
     pub allow: Vec<ipnet::IpNet>,
+    /// Hosts that may transfer the whole zone by AXFR.
+    pub transfer_to: Vec<ipnet::IpNet>,
+    /// Answer a pod's walk along its search path (`ndots:5`) at the first step. Needs [`PodNames::Verified`], by which
+    /// pods' namespaces are known.
+    pub search_path: bool,
+    /// What NSID (RFC 5001) says; empty for the host's name.
+    pub identity: String,
     /// UDP threads and sockets per address; `None` for one per core.
     pub threads: Option<NonZero<usize>>,
     /// Listen on addresses that do not exist yet (`IP_FREEBIND`).
@@ -65,6 +75,9 @@ impl Config {
             upstreams: Upstreams::default(),
             own_addresses: Vec::new(),
             allow: Vec::new(),
+            transfer_to: Vec::new(),
+            search_path: true,
+            identity: String::new(),
             threads: None,
             freebind: false,
             metrics: None,
@@ -134,6 +147,10 @@ impl Server {
             forwarder: Arc::new(Forwarder::new(config.upstreams, own.collect(), metrics.clone())),
             metrics,
             allow: config.allow,
+            transfer_to: config.transfer_to,
+            search_path: config.search_path,
+            identity: if config.identity.is_empty() { host_name() } else { config.identity },
+            secret: Secret::random(),
             stopped: AtomicBool::new(false),
         });
         let (applied, applied_seen) = watch::channel(shared.directory.load().snapshot().revision);
@@ -204,6 +221,11 @@ impl Drop for Background {
             runtime.shutdown_background();
         }
     }
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<thread::JoinHandle<()>, Error> {

@@ -11,17 +11,20 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use model::names::{Directory, Zone};
+use model::names::{Directory, RecordType, Zone};
 
 use crate::{
     answer::{self, Ask, Outcome, Terms},
+    cookie::Secret,
     forward::{self, Forwarder},
     metrics::{Metrics, Tally, Transport},
-    wire::{Extended, Malformed, Query, Rcode, Writer, header_only},
+    transfer::Transfer,
+    wire::{Extended, Malformed, Query, Rcode, Writer, header_only, option},
 };
 
 /// What all threads and tasks of one server share.
@@ -32,6 +35,13 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Sources that are answered; empty for all.
     pub allow: Vec<IpNet>,
+    /// Hosts that may transfer the zone.
+    pub transfer_to: Vec<IpNet>,
+    /// Walks along a pod's search path end at their first step.
+    pub search_path: bool,
+    /// What NSID says.
+    pub identity: String,
+    pub secret: Secret,
     pub stopped: AtomicBool,
 }
 
@@ -41,6 +51,8 @@ pub enum Reaction {
     Reply(usize),
     /// Ask upstream; see [`Shared::forward`].
     Forward(Box<Ask>),
+    /// Send the whole zone, over this connection.
+    Transfer(Box<Transfer>),
 }
 
 impl Shared {
@@ -63,7 +75,7 @@ impl Shared {
         turn: u64,
         (room, tally): (&mut [u8], &mut Tally),
     ) -> Reaction {
-        let query = match Query::parse(packet) {
+        let mut query = match Query::parse(packet) {
             Ok(query) => query,
             Err(Malformed::Silence) => {
                 self.metrics.ignored.inc();
@@ -75,8 +87,14 @@ impl Shared {
             }
         };
         tally.request(transport, peer, query.kind);
+        self.options(&mut query, peer.ip());
+        if query.kind == RecordType::AXFR && transport == Transport::Tcp && self.may_transfer(directory, &query, peer) {
+            tally.response(Rcode::NOERROR);
+            return Reaction::Transfer(Box::new(Transfer::new(packet)));
+        }
         let limit = limit(&query, transport);
-        let terms = Terms { limit, turn, recursion: self.forwarder.enabled() };
+        let client = self.search_path.then(|| peer.ip().to_canonical());
+        let terms = Terms { limit, turn, recursion: self.forwarder.enabled(), client };
         let outcome = if self.allows(peer.ip()) {
             answer::answer(directory, &query, room, terms)
         } else {
@@ -94,9 +112,32 @@ impl Shared {
         Reaction::Reply(length)
     }
 
+    /// What the client asked about ourselves, and its cookie.
+    fn options(&self, query: &mut Query<'_>, peer: IpAddr) {
+        let Some(edns) = &mut query.edns else { return };
+        if edns.nsid {
+            edns.reply.push(option::NSID, self.identity.as_bytes());
+        }
+        if let Some(client) = edns.cookie {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as u32);
+            let mut cookie = [0; 24];
+            cookie[..8].copy_from_slice(&client);
+            cookie[8..].copy_from_slice(&self.secret.server_cookie(&client, peer, now));
+            edns.reply.push(option::COOKIE, &cookie);
+        }
+    }
+
+    fn may_transfer(&self, directory: &Directory, query: &Query<'_>, peer: &std::net::SocketAddr) -> bool {
+        let peer = peer.ip().to_canonical();
+        query.name == self.zone.name
+            && directory.unlisted().is_none()
+            && self.transfer_to.iter().any(|net| net.contains(&peer))
+    }
+
     /// The answer to a query whose [`Self::react`] was [`Reaction::Forward`]. Empty only if the packet is none.
-    pub async fn forward(&self, packet: &[u8], ask: &Ask, transport: Transport) -> Vec<u8> {
-        let Ok(query) = Query::parse(packet) else { return Vec::new() };
+    pub async fn forward(&self, packet: &[u8], ask: &Ask, peer: IpAddr, transport: Transport) -> Vec<u8> {
+        let Ok(mut query) = Query::parse(packet) else { return Vec::new() };
+        self.options(&mut query, peer);
         let answer = self.forwarder.ask(&ask.name, ask.kind, &query).await;
         let limit = limit(&query, transport);
         let mut room = vec![0; limit.max(crate::wire::UDP_PLAIN)];

@@ -101,7 +101,7 @@ pub fn packet(question: &str) -> Vec<u8> {
 pub fn answer_to(directory: &Directory, packet: &[u8], limit: Option<usize>, turn: u64) -> Vec<u8> {
     let query = Query::parse(packet).unwrap();
     let mut room = vec![0; 65535];
-    let terms = Terms { limit: limit.unwrap_or(query.udp_limit()), turn, recursion: false };
+    let terms = Terms { limit: limit.unwrap_or(query.udp_limit()), turn, recursion: false, client: None };
     let Outcome::Reply(length, _) = answer::answer(directory, &query, &mut room, terms) else { panic!("forwarded") };
     room.truncate(length);
     room

@@ -80,7 +80,7 @@ fn forwarder(servers: &[SocketAddr]) -> Arc<Forwarder> {
 async fn dig(forwarder: &Arc<Forwarder>, question: &str, limit: usize) -> String {
     let packet = packet(question);
     let query = Query::parse(&packet).unwrap();
-    let ask = Ask { name: query.name, kind: query.kind, partial: None };
+    let ask = Ask { name: query.name, kind: query.kind, partial: None, otherwise: None };
     let answer = match forwarder.cached(&ask.name, ask.kind, &query) {
         Some(known) => Ok(known),
         None => forwarder.ask(&ask.name, ask.kind, &query).await,
@@ -185,7 +185,7 @@ mod damage {
             let answer = Ok(Arc::new(response));
             for partial in [None, Some(partial)] {
                 let mut room = vec![0; 4096];
-                let ask = Ask { name: query.name, kind: query.kind, partial };
+                let ask = Ask { name: query.name, kind: query.kind, partial, otherwise: None };
                 let (length, _) = finish(&query, &ask, &answer, 30, &mut room, limit);
                 prop_assert!(length <= limit);
                 prop_assert!(Message::parse(&room[..length]).is_some());

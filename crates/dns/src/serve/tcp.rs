@@ -87,6 +87,8 @@ struct Connection<'s> {
 enum Next {
     Continue,
     Flush,
+    /// As many questions wait for upstream servers as one client may have: this one again after the next answer.
+    Full,
     Transfer(Box<Transfer>),
     Close,
 }
@@ -112,11 +114,18 @@ async fn connection(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) -
             let Some(packet) = rest.get(..length) else { break };
             at += 2 + length;
             let alone = at == input.len();
-            let next = c.question(packet, alone).await;
+            let next = c.question(packet, alone);
             shared.metrics.add(&mut c.tally);
             match next {
                 Next::Continue => {}
                 Next::Flush => c.flush().await?,
+                Next::Full => {
+                    at -= 2 + length;
+                    if let Some(answer) = forwarded.recv().await {
+                        frame(&answer, &mut c.out);
+                        c.flush().await?;
+                    }
+                }
                 Next::Transfer(transfer) => c.transfer(*transfer).await?,
                 Next::Close => return c.flush().await,
             }
@@ -149,7 +158,7 @@ async fn connection(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) -
 }
 
 impl Connection<'_> {
-    async fn question(&mut self, packet: &[u8], alone: bool) -> Next {
+    fn question(&mut self, packet: &[u8], alone: bool) -> Next {
         let reaction = ROOM.with_borrow_mut(|room| {
             let directory = self.shared.directory.load();
             let turn = self.turns.next().unwrap_or_default();
@@ -174,13 +183,11 @@ impl Connection<'_> {
             Reaction::Reply(_) => Next::Continue,
             Reaction::Transfer(transfer) => Next::Transfer(transfer),
             Reaction::Forward(ask) => {
-                let Ok(permit) = self.waiting.clone().try_acquire_owned() else {
-                    // It has asked enough for now: close, and so make it ask again, later.
-                    return Next::Close;
-                };
+                let Ok(permit) = self.waiting.clone().try_acquire_owned() else { return Next::Full };
                 let (shared, answers, packet) = (self.shared.clone(), self.answers.clone(), packet.to_vec());
+                let peer = self.peer.ip();
                 tokio::spawn(async move {
-                    let answer = shared.forward(&packet, &ask, Transport::Tcp).await;
+                    let answer = shared.forward(&packet, &ask, peer, Transport::Tcp).await;
                     let _ = answers.send(answer).await;
                     drop(permit);
                 });

@@ -75,13 +75,14 @@ pub fn serve(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle) {
             let (packet, room) = batch.packet(i);
             let reaction = shared.react(&directory, packet, &peer, Transport::Udp, turn, (&mut *room, &mut tally));
             let length = match reaction {
-                Reaction::Silence => continue,
+                // Transfers are for streams.
+                Reaction::Silence | Reaction::Transfer(_) => continue,
                 Reaction::Reply(length) => length,
                 Reaction::Forward(ask) => match waiting.clone().try_acquire_owned() {
                     Ok(permit) => {
                         let (shared, socket, packet) = (shared.clone(), socket.clone(), packet.to_vec());
                         runtime.spawn(async move {
-                            let answer = shared.forward(&packet, &ask, Transport::Udp).await;
+                            let answer = shared.forward(&packet, &ask, peer.ip(), Transport::Udp).await;
                             drop(permit);
                             // A full send buffer drops it, as the network might.
                             let socket = socket2::SockRef::from(&*socket);
