@@ -32,6 +32,9 @@ use crate::{
     node,
 };
 
+/// Far above what the first state takes (milliseconds), even on a machine under load.
+const READY: Duration = Duration::from_secs(30);
+
 pub fn require_root(command: &str) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
@@ -220,7 +223,7 @@ impl App {
         local.connect(agent.router());
         let on_bridge = listen(SocketAddr::new(config.gateway.into(), config.options.secure_port))?;
         serve(&server, on_bridge, &stop)?;
-        dns::Server::start(node::dns_config(&config)?, snapshot.clone(), stop.child_token()).await?;
+        let dns = dns::Server::start(node::dns_config(&config)?, snapshot.clone(), stop.child_token()).await?;
         publish_dns(&client, &config).await?;
 
         // What makes Services of it.
@@ -231,6 +234,7 @@ impl App {
             node::controllers_config(&config)?,
             stop.child_token(),
         );
+        ready(&snapshot, &proxy, &dns).await?;
         let facts =
             admin::Facts { config: config.clone(), snapshot: snapshot.clone(), applied: proxy.applied() };
         admin::serve(&dirs.admin_socket(), facts, stop.child_token()).await?;
@@ -247,6 +251,20 @@ impl App {
         tokio::task::spawn_blocking(move || proxy.join()).await?;
         sweep(&config).await
     }
+}
+
+/// Names are answered and rules are in the kernel: what is said to be ready is.
+async fn ready(snapshot: &watch::Receiver<Arc<Snapshot>>, proxy: &Proxy, dns: &dns::Server) -> Result<()> {
+    let complete = async {
+        let revision = snapshot.clone().wait_for(|s| s.is_complete()).await?.revision;
+        proxy.applied().wait_for(|applied| *applied >= revision).await?;
+        dns.applied().wait_for(|applied| *applied >= revision).await?;
+        Ok::<_, watch::error::RecvError>(())
+    };
+    tokio::time::timeout(READY, complete)
+        .await
+        .context("the load balancer and DNS have not taken in the first state; the log says why (RUST_LOG=info)")?
+        .context("a part ended while it started")
 }
 
 fn serve(server: &Arc<ApiServer>, listener: std::net::TcpListener, stop: &CancellationToken) -> Result<()> {
