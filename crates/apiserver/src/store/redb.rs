@@ -1,6 +1,10 @@
 //! The log as a redb file: one table of objects, one of two numbers. A commit is an fsync.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{File, Permissions},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
@@ -30,9 +34,18 @@ impl RedbLog {
     fn reopen(&mut self) -> Result<&Database, LogError> {
         let database = match self.database.take() {
             Some(open) => open,
-            None => redb::Builder::new().set_cache_size(CACHE_BYTES).create(&self.path).map_err(|e| self.explain(e))?,
+            None => {
+                self.make_private().map_err(|e| self.io(&e))?;
+                redb::Builder::new().set_cache_size(CACHE_BYTES).create(&self.path).map_err(|e| self.explain(e))?
+            }
         };
         Ok(self.database.insert(database))
+    }
+
+    /// Secrets are in it: nobody else may read it, whatever the umask. An empty file is a new database to redb.
+    fn make_private(&self) -> std::io::Result<()> {
+        let file = File::options().create(true).append(true).mode(0o600).open(&self.path)?;
+        file.set_permissions(Permissions::from_mode(0o600))
     }
 
     fn explain(&self, error: DatabaseError) -> LogError {

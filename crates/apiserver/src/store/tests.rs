@@ -76,6 +76,19 @@ async fn a_second_process_is_kept_out() {
     Store::open(dir.path()).expect("after close");
 }
 
+#[test]
+fn only_its_owner_reads_the_state_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    drop(RedbLog::open(&path).unwrap());
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    // One made by an older version is closed too.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    drop(RedbLog::open(&path).unwrap());
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
 #[tokio::test]
 async fn lists_of_the_past_and_of_a_namespace() {
     let dir = tempfile::tempdir().expect("dir");

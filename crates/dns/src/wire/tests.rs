@@ -139,7 +139,7 @@ proptest! {
         let d = tests::directory(OBJECTS);
         let parsed = Query::parse(&query).unwrap();
         let mut room = vec![0xaa; 4096];
-        let terms = Terms { limit, turn, recursion: false };
+        let terms = Terms { limit, turn, recursion: false, client: None };
         let Outcome::Reply(length, rcode) = answer::answer(&d, &parsed, &mut room, terms) else { panic!("forwarded") };
         prop_assert!(length <= limit);
         let answer = Oracle::from_vec(&room[..length]).unwrap();
@@ -180,7 +180,7 @@ proptest! {
         match Query::parse(&packet) {
             Ok(query) => {
                 prop_assert!(packet[2] & 0x80 == 0);
-                let terms = Terms { limit: query.udp_limit(), turn: 3, recursion: true };
+                let terms = Terms { limit: query.udp_limit(), turn: 3, recursion: true, client: None };
                 if let Outcome::Reply(length, _) = answer::answer(&d, &query, &mut room, terms) {
                     prop_assert!(length <= query.udp_limit());
                     prop_assert!(Message::parse(&room[..length]).is_some());
