@@ -115,8 +115,6 @@ pub struct Config {
     /// First address of `pod_cidr`: the bridge, and the pods' way out.
     pub gateway: Ipv4Addr,
     pub node_ip: IpAddr,
-    /// First address of the Service range.
-    pub api_service_ip: Ipv4Addr,
     /// Tenth address of the Service range.
     pub dns_service_ip: Ipv4Addr,
 }
@@ -159,7 +157,6 @@ impl Config {
             pod_cidr,
             gateway,
             node_ip: options.node_ip.or_else(default_route_address).unwrap_or(IpAddr::V4(gateway)),
-            api_service_ip: nth(services, 1),
             dns_service_ip: nth(services, 10),
             options: Options { service_cluster_ip_range: services, cluster_cidr: pods, cluster_domain: domain, dirs, ..options },
         })
@@ -203,7 +200,6 @@ mod tests {
         let c = config(&["--service-cluster-ip-range=10.0.0.0/24", "--cluster-cidr=10.1.0.0/16"]).unwrap();
         assert_eq!(c.pod_cidr.to_string(), "10.1.0.0/24");
         assert_eq!(c.gateway.to_string(), "10.1.0.1");
-        assert_eq!(c.api_service_ip.to_string(), "10.0.0.1");
         assert_eq!(c.dns_service_ip.to_string(), "10.0.0.10");
     }
 

@@ -95,3 +95,26 @@ pub fn lines(old: &Snapshot, new: &Snapshot) -> Vec<String> {
 fn because(reason: &str) -> String {
     if reason.is_empty() { String::new() } else { format!(": {reason}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overview::tests::{snapshot, web};
+
+    #[test]
+    fn changes_are_told_once_and_in_words() {
+        let empty = Snapshot::default();
+        let one = snapshot(&web(&["10.244.0.2"], &["10.244.0.3"]));
+        assert_eq!(
+            lines(&empty, &one),
+            [
+                "service default/web listens at 10.96.0.7 and 10.112.0.1 on 80/TCP, 443/TCP, node port 30080, 30443",
+                "service default/web has 1 endpoint, 1 not ready",
+            ]
+        );
+        let two = snapshot(&web(&["10.244.0.2", "10.244.0.3"], &[]));
+        assert_eq!(lines(&one, &two), ["service default/web has 2 endpoints"]);
+        assert_eq!(lines(&two, &two), [""; 0]);
+        assert_eq!(lines(&two, &empty)[0], "service default/web is gone");
+    }
+}

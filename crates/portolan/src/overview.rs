@@ -142,3 +142,63 @@ pub fn table(rows: &[Row]) -> String {
     }
     table.lines().map(|l| l.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use model::parse;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    /// A snapshot of these Services and slices.
+    pub fn snapshot(objects: &[Value]) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for object in objects {
+            if object["kind"] == "Service" {
+                let service = parse::service(object).0.expect("a service");
+                snapshot.services.insert(service.meta.key.clone(), Arc::new(service));
+            } else {
+                let slice = parse::endpoint_slice(object).0.expect("a slice");
+                snapshot.put_slice(Arc::new(slice), None);
+            }
+        }
+        snapshot
+    }
+
+    pub fn web(ready: &[&str], not_ready: &[&str]) -> Vec<Value> {
+        let endpoint = |ready: bool| move |ip: &&str| json!({"addresses": [ip], "conditions": {"ready": ready}});
+        let endpoints: Vec<_> = ready.iter().map(endpoint(true)).chain(not_ready.iter().map(endpoint(false))).collect();
+        vec![
+            json!({"kind": "Service", "metadata": {"namespace": "default", "name": "web", "uid": "1"}, "spec": {
+                "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "selector": {"app": "web"},
+                "ports": [{"name": "http", "port": 80, "nodePort": 30080}, {"name": "https", "port": 443, "nodePort": 30443}],
+            }, "status": {"loadBalancer": {"ingress": [{"ip": "10.112.0.1", "ipMode": "VIP"}]}}}),
+            json!({"kind": "EndpointSlice", "metadata": {"namespace": "default", "name": "web-1", "uid": "2",
+                "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+                "ports": [{"name": "http", "port": 8080}], "endpoints": endpoints}),
+        ]
+    }
+
+    #[test]
+    fn seed_037_every_way_to_reach_a_service() {
+        let mut objects = web(&["10.244.0.3", "10.244.0.2"], &["10.244.0.4"]);
+        objects.push(json!({"kind": "Service", "metadata": {"namespace": "default", "name": "db", "uid": "3"},
+            "spec": {"type": "ExternalName", "externalName": "database.example.com"}}));
+        let place = Place { domain: "cluster.local", node_ip: "192.0.2.7".into() };
+        let expected = "\
+SERVICE       TYPE           REACH IT AT                                            FROM                       ENDPOINTS
+default/db    ExternalName   db.default.svc.cluster.local -> database.example.com   pods                       <none>
+default/web   LoadBalancer   10.112.0.1:80/TCP,443/TCP                              pods, this machine         10.244.0.2:8080,10.244.0.3:8080 (1 not ready)
+                             192.0.2.7:30080/TCP,30443/TCP                          whoever reaches the node
+                             10.96.0.7:80/TCP,443/TCP                               pods, this machine
+                             web.default.svc.cluster.local:80/TCP,443/TCP           pods";
+        assert_eq!(table(&rows(&snapshot(&objects), &place)), expected);
+    }
+
+    #[test]
+    fn long_lists_are_cut_with_their_number() {
+        let list: Vec<String> = (1..=5).map(|i| format!("10.0.0.{i}:80")).collect();
+        assert_eq!(some(&list), "10.0.0.1:80,10.0.0.2:80,10.0.0.3:80 + 2 more");
+        assert_eq!(some(&[]), "<none>");
+    }
+}

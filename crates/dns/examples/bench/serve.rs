@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dns::{Config, Server, Upstreams};
+use portolan_dns::{Config, Server, Upstreams};
 use model::{
     names::Zone,
     parse::Parser,
