@@ -2,7 +2,7 @@
 //! directory, so that nothing is opened on the network and the file's mode (0600) is the permission.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
     sync::Arc,
@@ -60,8 +60,13 @@ pub fn place(config: &Config) -> Place<'_> {
 
 /// One GET to a running instance.
 pub fn get_json<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
-    let mut stream = UnixStream::connect(socket).with_context(|| {
-        format!("nothing runs here ({}); start it with `portolan up`, or name its --run-dir", socket.display())
+    let mut stream = UnixStream::connect(socket).map_err(|e| match e.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow::anyhow!(
+            "nothing runs here ({}); start it with `portolan up`, or name its --run-dir",
+            socket.display()
+        ),
+        ErrorKind::PermissionDenied => anyhow::anyhow!("only root may ask the running instance; repeat with sudo"),
+        _ => anyhow::anyhow!("{}: {e}", socket.display()),
     })?;
     // HTTP/1.0: the answer ends where the connection ends.
     write!(stream, "GET {path} HTTP/1.0\r\nhost: portolan\r\n\r\n")?;

@@ -43,6 +43,7 @@ const NODE_PORT_ADDRESSES: &str = "nodeport-addresses";
 const AFFINITY_SIZE: u32 = 1 << 20;
 const CT_NEW: u32 = 0x8;
 const CT_STATUS_DNAT: u32 = 0x20;
+const RTN_UNICAST: u32 = 1;
 const RTN_LOCAL: u32 = 2;
 const TCP: u8 = 6;
 const DSTNAT: i32 = -100;
@@ -243,7 +244,29 @@ impl Layout<'_> {
             lookup(HAIRPIN, None),
             Expr::Masquerade,
         ]);
-        vec![Rule::new(marked), Rule::new(hairpin)]
+        let mut rules = vec![Rule::new(marked), Rule::new(hairpin)];
+        if self.config.masquerade_outbound {
+            rules.push(self.outbound_rule());
+        }
+        rules
+    }
+
+    /// From a pod to the world beyond the cluster, where nobody knows a way back to the pod. The destination is the
+    /// translated one: a Service may lead outside too.
+    fn outbound_rule(&self) -> Rule {
+        let outside = |set: &str| Expr::Lookup { set: set.into(), from: Reg(0), to: None, invert: true };
+        Rule::new([
+            self.source(Reg(0)),
+            lookup(CLUSTER_CIDRS, None),
+            self.destination(Reg(0)),
+            outside(CLUSTER_CIDRS),
+            self.destination(Reg(0)),
+            outside(SERVICE_CIDRS),
+            // Not the node's own addresses (nothing leaves), and no broadcast or multicast on the pods' link.
+            Expr::FibType { source: false, to: Reg(0) },
+            compare(Cmp::Eq, &RTN_UNICAST.to_ne_bytes()),
+            Expr::Masquerade,
+        ])
     }
 
     fn source(&self, to: Reg) -> Expr {

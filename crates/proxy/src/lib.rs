@@ -33,6 +33,10 @@ pub struct Config {
     pub node_port_addresses: Vec<IpNet>,
     /// Masquerade every client of a ClusterIP.
     pub masquerade_all: bool,
+    /// Give pods' connections that leave the cluster (for addresses outside `cluster_cidrs` and `service_cidrs`) the
+    /// node's address as their source. For nodes whose pod addresses nobody beyond them has a route to; a network
+    /// plugin does it elsewhere.
+    pub masquerade_outbound: bool,
     /// The one packet mark bit between the translation of a packet's destination and of its source; cleared again.
     pub masquerade_mark: u32,
     /// `spec.externalIPs` within these networks are honoured; none by default (CVE-2020-8554).
@@ -47,6 +51,7 @@ impl Default for Config {
             cluster_cidrs: Vec::new(),
             node_port_addresses: Vec::new(),
             masquerade_all: false,
+            masquerade_outbound: false,
             masquerade_mark: 0x4000,
             external_ips: Vec::new(),
         }
@@ -60,6 +65,11 @@ impl Config {
         }
         if self.service_cidrs.is_empty() {
             return Err(Error::Config("no service CIDR is given, so no IP family would be served".into()));
+        }
+        if self.masquerade_outbound && self.cluster_cidrs.is_empty() {
+            return Err(Error::Config(
+                "outbound connections are to be masqueraded, but no cluster CIDR says which are the pods'".into(),
+            ));
         }
         Ok(())
     }

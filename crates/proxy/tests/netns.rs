@@ -41,6 +41,7 @@ const TESTS: &[(&str, fn())] = &[
     ("seed_009_internal_load_balancer", traffic::seed_039_two_endpoints_share_the_connections),
     ("seed_021_cluster_ip_is_for_the_inside", traffic::seed_021_cluster_ip_is_for_the_inside),
     ("seed_064_load_balancer_address_from_inside", traffic::seed_064_load_balancer_address_from_inside),
+    ("pods_leave_with_the_node_s_address", traffic::pods_leave_with_the_node_s_address),
     ("marks_of_others_survive", traffic::marks_of_others_survive),
     ("restart_adopts_and_writes_nothing", adopt::restart_adopts_and_writes_nothing),
     ("incremental_equals_fresh", adopt::incremental_equals_fresh),

@@ -31,6 +31,7 @@ fn config() -> Config {
         node_name: "node".into(),
         service_cidrs: vec![net("10.96.0.0/12")],
         cluster_cidrs: vec![net("10.244.0.0/16")],
+        masquerade_outbound: true,
         ..Config::default()
     }
 }
@@ -150,7 +151,9 @@ proptest! {
                             }
                             Outcome::Dropped => prop_assert_eq!(&verdict, &Verdict::Drop, "{:?} at {}", client, route.frontend),
                             Outcome::Refused => prop_assert_eq!(&verdict, &Verdict::Reject, "{:?} at {}", client, route.frontend),
-                            Outcome::Untouched => prop_assert!(false, "{client:?} at {} falls through", route.frontend),
+                            Outcome::Untouched | Outcome::Masqueraded => {
+                                prop_assert!(false, "{client:?} at {} falls through", route.frontend);
+                            }
                         }
                     }
                     let wanted: BTreeSet<_> = verdict.backends().iter().map(|b| (b.ip, b.port)).collect();
@@ -160,6 +163,12 @@ proptest! {
         }
         let at = |to: [u8; 4]| Packet { from: POD.into(), to: to.into(), protocol: 6, port: 80, node: NODE.into() };
         prop_assert_eq!(walk(&table, &at([10, 99, 0, 1]), 0), Outcome::Refused, "unallocated");
-        prop_assert_eq!(walk(&table, &at([8, 8, 8, 8]), 0), Outcome::Untouched, "none of ours");
+        prop_assert_eq!(walk(&table, &at([8, 8, 8, 8]), 0), Outcome::Masqueraded, "leaves the cluster");
+        prop_assert_eq!(walk(&table, &at([10, 244, 3, 3]), 0), Outcome::Untouched, "pod to pod");
+        prop_assert_eq!(walk(&table, &at(NODE), 0), Outcome::Untouched, "pod to node");
+        let from = |from: [u8; 4]| Packet { from: from.into(), ..at([8, 8, 8, 8]) };
+        for client in [NODE, STRANGER] {
+            prop_assert_eq!(walk(&table, &from(client), 0), Outcome::Untouched, "no pod");
+        }
     }
 }

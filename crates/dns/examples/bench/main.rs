@@ -22,7 +22,24 @@ use load::Row;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-const SERVER: &str = "127.0.0.1:5300";
+/// Rounds in turn over all servers; the median counts, so that what else the machine does meets all of them alike.
+const ROUNDS: usize = 5;
+
+/// Where a server listens: each has an address of its own, because all of them are up at once.
+fn address_of(name: &str) -> &'static str {
+    match name {
+        "echo" => "127.0.1.1",
+        "portolan" => "127.0.1.2",
+        "knot" => "127.0.1.3",
+        "nsd" => "127.0.1.4",
+        "unbound" => "127.0.1.5",
+        _ => "127.0.1.6",
+    }
+}
+
+fn socket_of(name: &str) -> SocketAddr {
+    SocketAddr::new(address_of(name).parse().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into()), 5300)
+}
 
 fn main() -> Fallible<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -69,15 +86,15 @@ impl Options {
 pub struct Running(Child);
 
 impl Running {
-    pub fn start(command: &mut Command) -> Fallible<Self> {
+    pub fn start(name: &str, command: &mut Command) -> Fallible<Self> {
         let mut child = Self(pinned(0, command).spawn()?);
-        child.wait_for_answer()?;
+        child.wait_for_answer(socket_of(name))?;
         Ok(child)
     }
 
-    fn wait_for_answer(&mut self) -> Fallible<()> {
+    fn wait_for_answer(&mut self, address: SocketAddr) -> Fallible<()> {
         let begun = Instant::now();
-        while !load::answers(SERVER.parse()?) {
+        while !load::answers(address) {
             if let Some(status) = self.0.try_wait()? {
                 return Err(format!("the server ended: {status}").into());
             }
@@ -156,7 +173,6 @@ fn me(arguments: &[&str]) -> Fallible<Command> {
 
 /// Every row against every server.
 fn compare(options: &Options) -> Fallible<()> {
-    let address: SocketAddr = SERVER.parse()?;
     pin_myself(1)?;
     let work = std::env::temp_dir().join(format!("portolan-bench-dns-{}", std::process::id()));
     std::fs::create_dir_all(&work)?;
@@ -167,34 +183,43 @@ fn compare(options: &Options) -> Fallible<()> {
     }
     let rows = Row::all();
     let mut table: BTreeMap<usize, BTreeMap<&str, String>> = BTreeMap::new();
+    let mut running = Vec::new();
     for (name, command) in &mut servers {
-        let mut running = Running::start(command)?;
-        // The first questions fill caches, tables and the branch predictor.
-        for (at, row) in rows.iter().enumerate().filter(|(_, r)| options.wants(r.name)) {
-            if !row.fair(name) {
-                continue;
+        running.push((*name, Running::start(name, command)?));
+    }
+    for (at, row) in rows.iter().enumerate().filter(|(_, r)| options.wants(r.name)) {
+        let mut figures: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        let mut wrong: BTreeMap<&str, u64> = BTreeMap::new();
+        for round in 0..=ROUNDS {
+            for (name, server) in running.iter().filter(|(name, _)| row.fair(name)) {
+                // The first round fills caches, tables and the branch predictor.
+                let length = Duration::from_millis(if round == 0 { 300 } else { options.seconds * 1000 });
+                let before = server.used();
+                let done = load::run(row, socket_of(name), length)?;
+                let used = server.used().saturating_sub(before);
+                if round > 0 {
+                    figures.entry(name).or_default().push(done.answers as f64 / used.as_secs_f64() / 1e3);
+                    *wrong.entry(name).or_default() += done.wrong;
+                }
             }
-            load::run(row, address, Duration::from_millis(300))?;
-            let mut best: f64 = 0.0;
-            let mut wrong = 0;
-            for _ in 0..3 {
-                let before = running.used();
-                let done = load::run(row, address, Duration::from_secs(options.seconds))?;
-                let used = running.used().saturating_sub(before);
-                best = best.max(done.answers as f64 / used.as_secs_f64() / 1e3);
-                wrong += done.wrong;
-            }
-            let note = if wrong > 0 { format!(" ({wrong} wrong)") } else { String::new() };
-            eprintln!("{name} {}: {best:.1}{note}", row.name);
-            table.entry(at).or_default().insert(name, format!("{best:.1}{note}"));
         }
-        if options.wants("latency") && *name != "echo" {
-            let (p50, p99) = load::latency(address, 5000, Duration::from_secs(options.seconds))?;
-            eprintln!("{name} latency: {} / {} µs", p50.as_micros(), p99.as_micros());
+        for (name, mut all) in figures {
+            all.sort_by(f64::total_cmp);
+            let note = match wrong.get(name) {
+                Some(n) if *n > 0 && name != "echo" => format!(" ({n} wrong)"),
+                _ => String::new(),
+            };
+            eprintln!("{name} {}: {:.1} of {all:.1?}{note}", row.name, all[all.len() / 2]);
+            table.entry(at).or_default().insert(name, format!("{:.0}{note}", all[all.len() / 2]));
+        }
+    }
+    if options.wants("latency") {
+        for (name, _) in running.iter().filter(|(name, _)| *name != "echo") {
+            let (p50, p99) = load::latency(socket_of(name), 5000, Duration::from_secs(2 * options.seconds))?;
             table.entry(rows.len()).or_default().insert(name, format!("{} / {}", p50.as_micros(), p99.as_micros()));
         }
-        running.0.try_wait()?;
     }
+    drop(running);
     if options.wants("memory") {
         let mut large = vec![("portolan", me(&["serve", "large"])?)];
         if let Some(root) = &options.peers {
@@ -202,9 +227,9 @@ fn compare(options: &Options) -> Fallible<()> {
         }
         for (name, command) in &mut large {
             let begun = Instant::now();
-            let running = Running::start(command)?;
+            let running = Running::start(name, command)?;
             let started = begun.elapsed();
-            load::run(&Row::all()[0], address, Duration::from_millis(500))?;
+            load::run(&Row::all()[0], socket_of(name), Duration::from_millis(500))?;
             let text = format!("{:.1} MiB, {:.2} s", running.resident_mib(), started.as_secs_f64());
             eprintln!("{name} memory: {text}");
             table.entry(rows.len() + 1).or_default().insert(name, text);

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Fallible, data, serve::UPSTREAM};
+use crate::{Fallible, address_of, data, serve::UPSTREAM};
 
 type Named = (&'static str, Command);
 
@@ -27,23 +27,24 @@ fn of(root: &Path, work: &Path, services: usize) -> Fallible<Vec<Named>> {
     let zone = format!("{dir}/cluster.local.zone");
     fs::write(&zone, data::zone_file(services))?;
 
+    let [at_knot, at_nsd, at_unbound, at_dnsmasq] = ["knot", "nsd", "unbound", "dnsmasq"].map(address_of);
     let knot = format!(
-        "server:\n    rundir: {dir}\n    listen: 127.0.0.1@5300\n    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n\
+        "server:\n    rundir: {dir}\n    listen: {at_knot}@5300\n    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n\
          database:\n    storage: {dir}/knot\nzone:\n  - domain: cluster.local\n    file: {zone}\n    zonefile-sync: -1\n"
     );
     let nsd = format!(
-        "server:\n  ip-address: 127.0.0.1@5300\n  server-count: 1\n  username: \"\"\n  chroot: \"\"\n  pidfile: {dir}/nsd.pid\n\
+        "server:\n  ip-address: {at_nsd}@5300\n  server-count: 1\n  username: \"\"\n  chroot: \"\"\n  pidfile: {dir}/nsd.pid\n\
          \x20 zonesdir: {dir}\n  xfrdir: {dir}\n  xfrdfile: {dir}/xfrd.state\n  zonelistfile: {dir}/zone.list\n  logfile: {dir}/nsd.log\n  rrl-ratelimit: 0\n\
          \x20 round-robin: yes\n  tcp-timeout: 60\nremote-control:\n  control-enable: no\nzone:\n  name: cluster.local\n  zonefile: {zone}\n"
     );
     let mut unbound = format!(
-        "server:\n  interface: 127.0.0.1@5300\n  num-threads: 1\n  username: \"\"\n  chroot: \"\"\n  directory: {dir}\n  pidfile: {dir}/unbound.pid\n\
+        "server:\n  interface: {at_unbound}@5300\n  num-threads: 1\n  username: \"\"\n  chroot: \"\"\n  directory: {dir}\n  pidfile: {dir}/unbound.pid\n\
          \x20 use-syslog: no\n  do-not-query-localhost: no\n  module-config: iterator\n  rrset-roundrobin: yes\n  minimal-responses: yes\n\
          \x20 incoming-num-tcp: 100\n  so-rcvbuf: 0\n  local-zone: cluster.local. static\n\
          \x20 local-data: \"cluster.local. 30 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5\"\n"
     );
-    let mut dnsmasq = String::from(
-        "port=5300\nlisten-address=127.0.0.1\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\nuser=root\nlocal=/cluster.local/\nlocal-ttl=30\ncache-size=10000\n",
+    let mut dnsmasq = format!(
+        "port=5300\nlisten-address={at_dnsmasq}\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\nuser=root\nlocal=/cluster.local/\nlocal-ttl=30\ncache-size=10000\n",
     );
     let mut hosts = String::new();
     for (name, kind, value) in data::records(services) {

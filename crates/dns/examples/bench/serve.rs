@@ -1,7 +1,7 @@
 //! The servers of this program: ours, the echo that shows what the sockets allow, and an upstream.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::UdpSocket,
     num::NonZero,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use sys::packet_batch::PacketBatch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Fallible, SERVER, data, load};
+use crate::{Fallible, data, load, socket_of};
 
 pub const UPSTREAM: &str = "127.0.0.2:5301";
 
@@ -36,7 +36,7 @@ pub fn portolan(arguments: &[String]) -> Fallible<()> {
     runtime.block_on(async {
         let (_keep, snapshots) = watch::channel(Arc::new(data::snapshot(services)));
         let stop = CancellationToken::new();
-        let server = Server::start(config(SERVER)?, snapshots, stop).await?;
+        let server = Server::start(config(&socket_of("portolan").to_string())?, snapshots, stop).await?;
         server.stopped().await;
         Ok(())
     })
@@ -46,7 +46,7 @@ pub fn portolan(arguments: &[String]) -> Fallible<()> {
 pub fn echo() -> Fallible<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
     let _ = socket.set_recv_buffer_size(4 << 20);
-    socket.bind(&SERVER.parse::<SocketAddr>()?.into())?;
+    socket.bind(&socket_of("echo").into())?;
     let socket: UdpSocket = socket.into();
     let mut batch = PacketBatch::new(64, 2048);
     loop {

@@ -30,20 +30,26 @@ pub fn config() -> Config {
 pub struct Bench {
     pub lab: Lab,
     pub cluster: Cluster,
+    config: Config,
     reconciler: Option<Reconciler<Nftables<Kernel>>>,
 }
 
 impl Bench {
     pub fn new(pods: usize) -> Self {
-        let lab = Lab::new(pods);
-        let reconciler = lab.node.at(|| Reconciler::new(Nftables::new(config(), Kernel::open().expect("netlink"))));
-        Self { lab, cluster: Cluster::new("node", "a"), reconciler: Some(reconciler) }
+        Self::with(pods, config())
+    }
+
+    pub fn with(pods: usize, config: Config) -> Self {
+        let mut bench = Self { lab: Lab::new(pods), cluster: Cluster::new("node", "a"), config, reconciler: None };
+        bench.restart();
+        bench
     }
 
     /// Forgets everything but what is in the kernel.
     pub fn restart(&mut self) {
-        self.reconciler =
-            Some(self.lab.node.at(|| Reconciler::new(Nftables::new(config(), Kernel::open().expect("netlink")))));
+        let config = self.config.clone();
+        let reconciler = move || Reconciler::new(Nftables::new(config, Kernel::open().expect("netlink")));
+        self.reconciler = Some(self.lab.node.at(reconciler));
     }
 
     pub fn last_is_empty(&self) -> bool {
@@ -311,6 +317,38 @@ pub fn seed_052_node_port_from_inside_and_outside() {
     assert_eq!(client, IpAddr::from([10, 244, 0, 1]), "Cluster policy masquerades");
     let error = b.lab.node.dial("127.0.0.1:30080").expect_err("nodePorts are not on the loopback");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+pub fn pods_leave_with_the_node_s_address() {
+    let mut b = Bench::with(2, Config { masquerade_outbound: true, ..config() });
+    let lan = |ip: [u8; 4]| IpAddr::from(ip);
+    b.lab.outside.echo("outside", 7000);
+    b.lab.node.echo("node", 7000);
+    // An endpoint outside the cluster, as one written by hand for a database would be.
+    let spec = json!({"clusterIP": "10.96.0.20", "clusterIPs": ["10.96.0.20"], "ports": [{"port": 7, "protocol": "TCP"}]});
+    b.cluster.service("database", spec, Value::Null);
+    b.cluster.slice("database", &[("", "TCP", 7000)], vec![json!({"addresses": ["192.0.2.2"]})]);
+    b.web(json!({}));
+    b.sync();
+    // Nobody outside knows a way back to a pod.
+    b.lab.outside.run("ip route del default");
+    let pod = &b.lab.pods[0];
+    for to in ["192.0.2.2:7000", "10.96.0.20:7"] {
+        assert_eq!(pod.dial(to).expect(to), ("outside".into(), lan([192, 0, 2, 1])));
+    }
+    assert_eq!(pod.ask("192.0.2.2:7000").expect("an answer"), ("outside".into(), lan([192, 0, 2, 1])));
+    assert_eq!(b.lab.node.dial("10.96.0.20:7").expect("an answer"), ("outside".into(), lan([192, 0, 2, 1])));
+    // Inside, everybody keeps their address.
+    let own = lan([10, 244, 0, 2]);
+    assert_eq!(pod.dial("10.244.0.3:8080").expect("an answer"), ("pod1".into(), own));
+    assert_eq!(pod.dial("192.0.2.1:7000").expect("an answer"), ("node".into(), own), "the node's own address");
+    assert_eq!(b.lab.node.dial("10.244.0.3:8080").expect("an answer").1, lan([10, 244, 0, 1]));
+    b.restart();
+    b.sync();
+    assert!(b.last_is_empty(), "the rule is recognised");
+    let listing = b.lab.node.run("nft list chain ip portolan nat-postrouting");
+    let rule = "ip saddr @cluster-cidrs ip daddr != @cluster-cidrs ip daddr != @service-cidrs fib daddr type unicast";
+    assert!(listing.contains(rule), "{listing}");
 }
 
 pub fn seed_021_cluster_ip_is_for_the_inside() {

@@ -21,6 +21,8 @@ pub enum Outcome {
     Dropped,
     Refused,
     Untouched,
+    /// To where it was sent, with the node's address as its source.
+    Masqueraded,
 }
 
 enum Step {
@@ -86,6 +88,8 @@ pub fn walk(table: &Table, packet: &Packet, dice: u32) -> Outcome {
     assert_eq!(m.mark, 0x00a5_0001, "other software's mark is as it was");
     if m.translated {
         Outcome::Translated { to: m.packet.to, port: m.packet.port, masqueraded }
+    } else if masqueraded {
+        Outcome::Masqueraded
     } else {
         Outcome::Untouched
     }
