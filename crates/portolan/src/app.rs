@@ -177,80 +177,108 @@ pub struct App {
     pub config: Config,
     pub client: Client,
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
-    agent: Agent,
-    server: Arc<ApiServer>,
-    proxy: Proxy,
-    stop: CancellationToken,
-    _controllers: JoinSet<()>,
+    parts: Parts,
     _lock: Lock,
 }
 
+/// What has been started so far and has to be ended in order, whether or not the start came to its end.
+#[derive(Default)]
+struct Parts {
+    stop: CancellationToken,
+    server: Option<Arc<ApiServer>>,
+    agent: Option<Agent>,
+    proxy: Option<Proxy>,
+    controllers: JoinSet<()>,
+}
+
+impl Parts {
+    /// Ends the pods and takes everything back; the data directory stays for the next start.
+    async fn end(mut self, config: &Config) -> Result<()> {
+        // The node first, while the API still takes its reports.
+        if let Some(agent) = self.agent.take() {
+            agent.shutdown().await.context("ending the pods")?;
+        }
+        self.stop.cancel();
+        self.controllers.shutdown().await;
+        if let Some(server) = self.server.take() {
+            server.close();
+        }
+        if let Some(mut proxy) = self.proxy.take() {
+            tokio::task::spawn_blocking(move || proxy.join()).await?;
+        }
+        sweep(config).await
+    }
+}
+
 impl App {
-    /// On an error nothing is left behind.
-    pub async fn start(config: Config) -> Result<Self> {
+    /// Nothing is left behind on an error, nor when `interrupted` comes first; then there is no `App`.
+    pub async fn start(config: Config, interrupted: impl Future<Output = ()>) -> Result<Option<Self>> {
         let lock = lock(&config.options.dirs)?;
         // What can fail for reasons of the host comes first, while there is nothing to take back.
         let listener = listen((Ipv4Addr::LOCALHOST, config.options.secure_port).into())?;
-        match Self::compose(config.clone(), lock, listener).await {
-            Ok(app) => Ok(app),
-            Err(error) => {
-                if let Err(also) = sweep(&config).await {
-                    return Err(error.context(format!("and then cleaning up failed: {also:#}")));
+        let mut parts = Parts::default();
+        let composed = tokio::select! {
+            composed = compose(&config, &mut parts, listener) => Some(composed),
+            () = interrupted => None,
+        };
+        match composed {
+            Some(Ok((client, snapshot))) => Ok(Some(Self { config, client, snapshot, parts, _lock: lock })),
+            failed => {
+                let ended = parts.end(&config).await;
+                match (failed, ended) {
+                    (Some(Err(error)), Err(also)) => Err(error.context(format!("and then cleaning up failed: {also:#}"))),
+                    (Some(Err(error)), Ok(())) | (_, Err(error)) => Err(error),
+                    (_, Ok(())) => Ok(None),
                 }
-                Err(error)
             }
         }
     }
 
-    async fn compose(config: Config, lock: Lock, listener: std::net::TcpListener) -> Result<Self> {
-        let dirs = &config.options.dirs;
-        fs::create_dir_all(&dirs.run_dir)
-            .with_context(|| format!("cannot make the run directory {}", dirs.run_dir.display()))?;
-        fs::set_permissions(&dirs.run_dir, fs::Permissions::from_mode(0o711))?;
-        Instance::here(dirs)?.write(dirs)?;
-        let stop = CancellationToken::new();
-
-        // The API, and a view of it that everybody else reads.
-        let local = node::LocalNode::default();
-        let server = Arc::new(ApiServer::open(node::apiserver_config(&config, local.clone())).await?);
-        serve(&server, listener, &stop)?;
-        let client = cluster::connect::in_process(server.trusted("system:portolan"));
-        let (snapshot, _view) = cluster::view::spawn(client.clone());
-
-        // The node's network, then what listens on it.
-        let agent = Agent::start(node::agent_config(&config), client.clone(), snapshot.clone(), stop.child_token())
-            .await?;
-        local.connect(agent.router());
-        let on_bridge = listen(SocketAddr::new(config.gateway.into(), config.options.secure_port))?;
-        serve(&server, on_bridge, &stop)?;
-        let dns = dns::Server::start(node::dns_config(&config)?, snapshot.clone(), stop.child_token()).await?;
-        publish_dns(&client, &config).await?;
-
-        // What makes Services of it.
-        let proxy = Proxy::start(node::proxy_config(&config), snapshot.clone(), stop.child_token())?;
-        let controllers = controllers::spawn(
-            client.clone(),
-            snapshot.clone(),
-            node::controllers_config(&config)?,
-            stop.child_token(),
-        );
-        ready(&snapshot, &proxy, &dns).await?;
-        let facts =
-            admin::Facts { config: config.clone(), snapshot: snapshot.clone(), applied: proxy.applied() };
-        admin::serve(&dirs.admin_socket(), facts, stop.child_token()).await?;
-        Ok(Self { config, client, snapshot, agent, server, proxy, stop, _controllers: controllers, _lock: lock })
-    }
-
-    /// Ends the pods, takes everything back, and leaves the data directory for the next start.
     pub async fn stop(self) -> Result<()> {
-        // Controllers and node first: nothing must start a pod again while pods end.
-        self.agent.shutdown().await.context("ending the pods")?;
-        self.stop.cancel();
-        let Self { config, mut proxy, server, .. } = self;
-        server.close();
-        tokio::task::spawn_blocking(move || proxy.join()).await?;
-        sweep(&config).await
+        self.parts.end(&self.config).await
     }
+}
+
+type View = (Client, watch::Receiver<Arc<Snapshot>>);
+
+async fn compose(config: &Config, parts: &mut Parts, listener: std::net::TcpListener) -> Result<View> {
+    let dirs = &config.options.dirs;
+    let stop = parts.stop.clone();
+    fs::create_dir_all(&dirs.run_dir)
+        .with_context(|| format!("cannot make the run directory {}", dirs.run_dir.display()))?;
+    fs::set_permissions(&dirs.run_dir, fs::Permissions::from_mode(0o711))?;
+    Instance::here(dirs)?.write(dirs)?;
+
+    // The API, and a view of it that everybody else reads.
+    let local = node::LocalNode::default();
+    let server = ApiServer::open(node::apiserver_config(config, local.clone())).await?;
+    let server = parts.server.insert(Arc::new(server)).clone();
+    serve(&server, listener, &stop)?;
+    let client = cluster::connect::in_process(server.trusted("system:portolan"));
+    let (snapshot, _view) = cluster::view::spawn(client.clone());
+
+    // The node's network, then what listens on it.
+    let agent = node::agent_config(config);
+    let agent = Agent::start(agent, client.clone(), snapshot.clone(), stop.child_token()).await?;
+    local.connect(parts.agent.insert(agent).router());
+    let on_bridge = listen(SocketAddr::new(config.gateway.into(), config.options.secure_port))?;
+    serve(&server, on_bridge, &stop)?;
+    let dns = dns::Server::start(node::dns_config(config)?, snapshot.clone(), stop.child_token()).await?;
+    publish_dns(&client, config).await?;
+
+    // What makes Services of it.
+    let proxy = Proxy::start(node::proxy_config(config), snapshot.clone(), stop.child_token())?;
+    let proxy = parts.proxy.insert(proxy);
+    parts.controllers = controllers::spawn(
+        client.clone(),
+        snapshot.clone(),
+        node::controllers_config(config)?,
+        stop.child_token(),
+    );
+    ready(&snapshot, proxy, &dns).await?;
+    let facts = admin::Facts { config: config.clone(), snapshot: snapshot.clone(), applied: proxy.applied() };
+    admin::serve(&dirs.admin_socket(), facts, stop).await?;
+    Ok((client, snapshot))
 }
 
 /// Names are answered and rules are in the kernel: what is said to be ready is.

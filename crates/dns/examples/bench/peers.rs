@@ -22,19 +22,19 @@ pub fn large(root: &Path, work: &Path) -> Fallible<Vec<Named>> {
 }
 
 fn of(root: &Path, work: &Path, services: usize) -> Fallible<Vec<Named>> {
-    fs::create_dir_all(work)?;
+    fs::create_dir_all(work.join("knot"))?;
     let dir = work.display();
     let zone = format!("{dir}/cluster.local.zone");
     fs::write(&zone, data::zone_file(services))?;
 
     let [at_knot, at_nsd, at_unbound, at_dnsmasq] = ["knot", "nsd", "unbound", "dnsmasq"].map(address_of);
     let knot = format!(
-        "server:\n    rundir: {dir}\n    listen: {at_knot}@5300\n    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n\
+        "server:\n    rundir: {dir}\n    user: root\n    listen: {at_knot}@5300\n    udp-workers: 1\n    tcp-workers: 1\n    background-workers: 1\n\
          database:\n    storage: {dir}/knot\nzone:\n  - domain: cluster.local\n    file: {zone}\n    zonefile-sync: -1\n"
     );
     let nsd = format!(
-        "server:\n  ip-address: {at_nsd}@5300\n  server-count: 1\n  username: \"\"\n  chroot: \"\"\n  pidfile: {dir}/nsd.pid\n\
-         \x20 zonesdir: {dir}\n  xfrdir: {dir}\n  xfrdfile: {dir}/xfrd.state\n  zonelistfile: {dir}/zone.list\n  logfile: {dir}/nsd.log\n  rrl-ratelimit: 0\n\
+        "server:\n  ip-address: {at_nsd}@5300\n  server-count: 1\n  username: root\n  chroot: \"\"\n  pidfile: {dir}/nsd.pid\n\
+         \x20 zonesdir: {dir}\n  xfrdir: {dir}\n  xfrdfile: {dir}/xfrd.state\n  zonelistfile: {dir}/zone.list\n  logfile: {dir}/nsd.log\n  rrl-ratelimit: 0\n  database: \"\"\n\
          \x20 round-robin: yes\n  tcp-timeout: 60\nremote-control:\n  control-enable: no\nzone:\n  name: cluster.local\n  zonefile: {zone}\n"
     );
     let mut unbound = format!(

@@ -52,16 +52,11 @@ fn start_logging() {
 async fn foreground(config: Config, manifests: Vec<Manifest>, wait: Duration, begun: Instant) -> Result<i32> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut stopped = std::pin::pin!(async move {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
     });
-    let app = tokio::select! {
-        app = App::start(config.clone()) => app?,
-        () = &mut stopped => {
-            app::sweep(&config).await?;
-            return Ok(130);
-        }
-    };
+    let Some(app) = App::start(config, &mut stopped).await? else { return Ok(130) };
     println!("Ready after {} ms.", begun.elapsed().as_millis());
     let outcome = tokio::select! {
         r = show(&app, &manifests, wait) => match r {
