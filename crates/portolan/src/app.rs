@@ -217,9 +217,19 @@ impl App {
         // What can fail for reasons of the host comes first, while there is nothing to take back.
         let listener = listen((Ipv4Addr::LOCALHOST, config.options.secure_port).into())?;
         let mut parts = Parts::default();
-        let composed = tokio::select! {
-            composed = compose(&config, &mut parts, listener) => Some(composed),
-            () = interrupted => None,
+        let hurry = CancellationToken::new();
+        let composed = {
+            let mut composing = std::pin::pin!(compose(&config, &mut parts, listener, &hurry));
+            tokio::select! {
+                composed = &mut composing => Some(composed),
+                // Not dropped in the middle: a request that the kernel has not answered yet could still take effect
+                // after everything was taken back. All steps are short but the last, which looks at `hurry`.
+                () = interrupted => {
+                    hurry.cancel();
+                    let _ = composing.await;
+                    None
+                }
+            }
         };
         match composed {
             Some(Ok((client, snapshot))) => Ok(Some(Self { config, client, snapshot, parts, _lock: lock })),
@@ -241,7 +251,12 @@ impl App {
 
 type View = (Client, watch::Receiver<Arc<Snapshot>>);
 
-async fn compose(config: &Config, parts: &mut Parts, listener: std::net::TcpListener) -> Result<View> {
+async fn compose(
+    config: &Config,
+    parts: &mut Parts,
+    listener: std::net::TcpListener,
+    hurry: &CancellationToken,
+) -> Result<View> {
     let dirs = &config.options.dirs;
     let stop = parts.stop.clone();
     fs::create_dir_all(&dirs.run_dir)
@@ -275,7 +290,10 @@ async fn compose(config: &Config, parts: &mut Parts, listener: std::net::TcpList
         node::controllers_config(config)?,
         stop.child_token(),
     );
-    ready(&snapshot, proxy, &dns).await?;
+    tokio::select! {
+        ready = ready(&snapshot, proxy, &dns) => ready?,
+        () = hurry.cancelled() => bail!("interrupted"),
+    }
     let facts = admin::Facts { config: config.clone(), snapshot: snapshot.clone(), applied: proxy.applied() };
     admin::serve(&dirs.admin_socket(), facts, stop).await?;
     Ok((client, snapshot))

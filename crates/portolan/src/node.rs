@@ -74,6 +74,7 @@ pub fn proxy_config(config: &Config) -> proxy::Config {
         cluster_cidrs: vec![net(config.options.cluster_cidr)],
         // Nobody beyond this machine has a route to its pods.
         masquerade_outbound: true,
+        pod_interface: Some(agent_config(config).bridge.into()),
         ..proxy::Config::default()
     }
 }

@@ -5,6 +5,7 @@
 pub mod desired;
 mod elements;
 pub mod flows;
+pub mod forwarding;
 pub mod layout;
 pub mod nftables;
 mod print;
@@ -37,6 +38,9 @@ pub struct Config {
     /// node's address as their source. For nodes whose pod addresses nobody beyond them has a route to; a network
     /// plugin does it elsewhere.
     pub masquerade_outbound: bool,
+    /// The interface the node's pods are behind, when it is this program's own: firewalls that drop what is forwarded
+    /// (Docker hosts) are opened for it. `None` leaves that to the network plugin.
+    pub pod_interface: Option<Arc<str>>,
     /// The one packet mark bit between the translation of a packet's destination and of its source; cleared again.
     pub masquerade_mark: u32,
     /// `spec.externalIPs` within these networks are honoured; none by default (CVE-2020-8554).
@@ -52,6 +56,7 @@ impl Default for Config {
             node_port_addresses: Vec::new(),
             masquerade_all: false,
             masquerade_outbound: false,
+            pod_interface: None,
             masquerade_mark: 0x4000,
             external_ips: Vec::new(),
         }

@@ -12,6 +12,7 @@ use crate::{
     Config, Error,
     desired::Desired,
     flows,
+    forwarding::{self, Gate},
     layout::{self, kernel_family},
     nftables::Nftables,
     target::{Reconciler, Target},
@@ -37,6 +38,7 @@ impl Proxy {
         stop: CancellationToken,
     ) -> Result<Self, Error> {
         config.validate()?;
+        let gate = config.pod_interface.clone().map(Gate::new);
         let target = Nftables::new(config, Kernel::open()?);
         let (applied_tx, applied) = watch::channel(0);
         let (desired_tx, desired) = watch::channel(Arc::default());
@@ -46,6 +48,8 @@ impl Proxy {
             applied: applied_tx,
             desired: desired_tx,
             flows: Some(BTreeSet::new()),
+            gate_due: gate.is_some(),
+            gate,
         };
         let thread = std::thread::Builder::new()
             .name("proxy".into())
@@ -80,6 +84,9 @@ struct Worker {
     desired: watch::Sender<Arc<Desired>>,
     /// Frontends whose flows are to be looked at; some at start, when nothing is known. `None`: nothing to do.
     flows: Option<BTreeSet<Frontend>>,
+    gate: Option<Gate>,
+    /// Somebody may have changed the firewall since the gate was opened.
+    gate_due: bool,
 }
 
 impl Worker {
@@ -110,6 +117,7 @@ impl Worker {
         // A failure to look counts as drift: the next step observes and reports it.
         if self.reconciler.target.drifted().unwrap_or(true) {
             self.reconciler.forget();
+            self.gate_due = self.gate.is_some();
         }
     }
 
@@ -129,6 +137,12 @@ impl Worker {
             }
             self.flows = None;
         }
+        if self.gate_due
+            && let Some(gate) = &mut self.gate
+        {
+            gate.open()?;
+            self.gate_due = false;
+        }
         Ok(())
     }
 }
@@ -145,5 +159,5 @@ pub fn cleanup() -> Result<(), Error> {
             kernel.commit(&t)?;
         }
     }
-    Ok(())
+    Ok(forwarding::close()?)
 }

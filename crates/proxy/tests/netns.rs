@@ -46,6 +46,7 @@ const TESTS: &[(&str, fn())] = &[
     ("restart_adopts_and_writes_nothing", adopt::restart_adopts_and_writes_nothing),
     ("incremental_equals_fresh", adopt::incremental_equals_fresh),
     ("nft_lists_and_reloads", adopt::nft_lists_and_reloads),
+    ("forwarding_is_opened_and_closed_again", adopt::forwarding_is_opened_and_closed_again),
     ("foreign_changes_are_repaired", adopt::foreign_changes_are_repaired),
     ("running_proxy_repairs_and_cleans_up", adopt::running_proxy_repairs_and_cleans_up),
 ];

@@ -5,6 +5,7 @@
 mod decode;
 mod encode;
 mod expr;
+mod forward;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -12,6 +13,7 @@ use smallvec::SmallVec;
 
 pub use crate::netlink::Error;
 use crate::netlink::Socket;
+pub use forward::Forwarding;
 pub use expr::{Cmp, CtKey, Expr, Header, MetaKey, Reg, Reject, Rule, SetOp};
 
 /// Key or data of an element: the concatenated fields, each padded to four bytes, in network order except for

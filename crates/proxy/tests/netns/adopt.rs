@@ -220,6 +220,41 @@ pub fn foreign_changes_are_repaired() {
     assert!(host.run("nft list tables").contains("table ip bystander"), "others' tables are left alone");
 }
 
+/// A Docker host: iptables' chain drops what is forwarded. And an administrator's own, which is left alone.
+pub fn forwarding_is_opened_and_closed_again() {
+    let mut b = Bench::new(2);
+    b.web(json!({}));
+    b.sync();
+    let node = &b.lab.node;
+    node.run(
+        "nft add table ip filter
+         nft 'add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'
+         nft add chain ip filter DOCKER-USER
+         nft add rule ip filter FORWARD jump DOCKER-USER",
+    );
+    let before = node.run("nft list table ip filter");
+    assert!(b.lab.pods[0].dial("10.244.0.3:8080").is_err(), "dropped");
+    let open = || node.at(|| Kernel::open().and_then(|mut k| k.admit_forwarding("portolan0", "portolan")));
+    let first = open().expect("opened");
+    assert_eq!((first.opened, first.blocking.len()), (vec!["ip filter FORWARD".to_owned()], 0));
+    assert_eq!(b.lab.pods[0].dial("10.244.0.3:8080").expect("let through").0, "pod1");
+    assert_eq!(node.run("nft list chain ip filter FORWARD").matches("comment \"portolan\"").count(), 2);
+    assert_eq!(open().expect("nothing to do"), Default::default(), "once is enough");
+    // iptables itself, where there is one, can still work with its table.
+    let listing = node.run("if command -v iptables-nft >/dev/null; then iptables-nft -S FORWARD; fi");
+    assert!(listing.is_empty() || listing.contains("-A FORWARD -i portolan0"), "{listing}");
+    node.run(
+        "nft add table inet mine
+         nft 'add chain inet mine way { type filter hook forward priority 10; policy drop; }'",
+    );
+    assert_eq!(open().expect("looked").blocking, ["inet mine way"]);
+    node.run("nft add rule inet mine way iifname portolan0 accept");
+    assert_eq!(open().expect("looked").blocking, [""; 0], "the administrator has seen to it");
+    node.run("nft delete table inet mine");
+    b.lab.node.at(|| proxy::cleanup().unwrap_or_else(|e| panic!("{e}")));
+    assert_eq!(b.lab.node.run("nft list table ip filter"), before, "as it was");
+}
+
 pub fn running_proxy_repairs_and_cleans_up() {
     let mut b = Bench::new(1);
     b.web(json!({}));
