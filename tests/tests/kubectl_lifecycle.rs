@@ -72,6 +72,19 @@ fn up_with_a_file_shows_the_services_and_ctrl_c_leaves_nothing() {
 }
 
 #[test]
+fn an_interrupt_at_any_moment_of_the_start_leaves_nothing() {
+    let lab = lab("early");
+    let before = traces(&lab).expect("traces");
+    // From before the first step to after the last, in steps finer than any of them.
+    for step in 0..16 {
+        let up = Up::spawn(&lab, &[&web_app()]).expect("it starts");
+        pause(Duration::from_millis(step * 17));
+        up.interrupt().expect("it ends");
+        nothing_left(&lab, &before);
+    }
+}
+
+#[test]
 fn down_removes_everything_also_after_kill_9_and_up_finds_its_state_again() {
     let lab = lab("kill9");
     let before = traces(&lab).expect("traces");

@@ -3,6 +3,7 @@
 
 mod cache;
 mod exchange;
+mod hosts;
 mod servers;
 
 use std::{
@@ -26,6 +27,7 @@ use tokio::sync::Semaphore;
 
 pub use cache::Response;
 use cache::{Cache, Key};
+pub use hosts::Hosts;
 use servers::Servers;
 pub use servers::Upstreams;
 
@@ -85,37 +87,71 @@ impl fmt::Display for Failure {
 type Answer = Result<Arc<Response>, Arc<Failure>>;
 type Flight = Shared<BoxFuture<'static, Answer>>;
 
+/// The servers for all names below one.
+struct Route {
+    zone: Name,
+    servers: Servers,
+    /// The server that answered last is asked first.
+    preferred: AtomicUsize,
+}
+
+/// What there is outside the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Outside {
+    /// For all names that no stub domain takes.
+    pub upstreams: Upstreams,
+    /// Domains with name servers of their own. The longest that fits counts.
+    pub stubs: Vec<(Name, Vec<SocketAddr>)>,
+    /// Names whose addresses are known beforehand.
+    pub hosts: Hosts,
+    /// The longest that an answer is remembered, in seconds; `None` for an hour.
+    pub cache: Option<u32>,
+}
+
 /// The way to the servers outside.
 pub struct Forwarder {
-    servers: Servers,
+    /// The longest names first; the last is the root.
+    routes: Vec<Route>,
+    hosts: Hosts,
     cache: Cache,
     under_way: Mutex<HashMap<Key, Flight>>,
     permits: Semaphore,
-    /// The server that answered last is asked first.
-    preferred: AtomicUsize,
     metrics: Arc<Metrics>,
 }
 
 impl Forwarder {
     /// `ours` are addresses that lead back to this server and are never asked.
-    pub fn new(upstreams: Upstreams, ours: Vec<SocketAddr>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(outside: Outside, ours: Vec<SocketAddr>, metrics: Arc<Metrics>) -> Self {
+        let stubs = outside.stubs.into_iter().map(|(zone, servers)| (zone, Upstreams::Servers(servers)));
+        let mut routes: Vec<_> = stubs
+            .chain([(Name::ROOT, outside.upstreams)])
+            .map(|(zone, upstreams)| Route {
+                zone,
+                servers: Servers::new(upstreams, ours.clone()),
+                preferred: AtomicUsize::new(0),
+            })
+            .collect();
+        routes.sort_by_key(|r| std::cmp::Reverse(r.zone.len()));
         Self {
-            servers: Servers::new(upstreams, ours),
-            cache: Cache::default(),
+            routes,
+            hosts: outside.hosts,
+            cache: Cache::new(outside.cache),
             under_way: Mutex::default(),
             permits: Semaphore::new(MAX_UNDER_WAY),
-            preferred: AtomicUsize::new(0),
             metrics,
         }
     }
 
     /// Names outside the zone are somebody's business here.
     pub fn enabled(&self) -> bool {
-        self.servers.configured()
+        !self.hosts.is_empty() || self.routes.iter().any(|r| r.servers.configured())
     }
 
-    /// An answer that is remembered: never waits.
+    /// An answer that is known or remembered: never waits.
     pub fn cached(&self, name: &Name, kind: RecordType, query: &Query<'_>) -> Option<Arc<Response>> {
+        if let Some(known) = self.hosts.answer(name, kind) {
+            return Some(Arc::new(known));
+        }
         let found = self.cache.get(&Key::new(name, kind, query), Instant::now());
         match found {
             Some(_) => self.metrics.cache_hits.inc(),
@@ -156,11 +192,13 @@ impl Forwarder {
     /// Asks one server, soon a second one too, and takes the first good answer.
     async fn race(&self, key: &Key) -> Result<Arc<Response>, Failure> {
         let Ok(_permit) = self.permits.try_acquire() else { return Err(Failure::Overloaded) };
-        let servers = self.servers.current();
+        let route = Name::read(key.name(), 0).and_then(|(n, _)| self.routes.iter().find(|r| n.below(&r.zone).is_some()));
+        let Some(route) = route else { return Err(Failure::NoServers) };
+        let servers = route.servers.current();
         if servers.is_empty() {
             return Err(Failure::NoServers);
         }
-        let first = self.preferred.load(Ordering::Relaxed) % servers.len();
+        let first = route.preferred.load(Ordering::Relaxed) % servers.len();
         let mut attempts: FuturesUnordered<_> = (0..servers.len())
             .map(|turn| {
                 let at = (first + turn) % servers.len();
@@ -186,7 +224,7 @@ impl Forwarder {
                         poor = Some(response);
                     }
                     Some((at, Ok(response))) => {
-                        self.preferred.store(at, Ordering::Relaxed);
+                        route.preferred.store(at, Ordering::Relaxed);
                         return Ok(Arc::new(response));
                     }
                     Some((at, Err(error))) => errors.push((servers[at], error)),

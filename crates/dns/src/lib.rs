@@ -4,9 +4,12 @@
 
 mod answer;
 mod cookie;
+mod corefile;
 mod forward;
+mod keep;
 mod metrics;
 mod serve;
+mod sources;
 mod transfer;
 mod wire;
 
@@ -14,29 +17,36 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZero,
+    path::PathBuf,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use model::{
     Snapshot,
-    names::{Directory, Zone},
+    names::{Directory, Name, Zone},
 };
 use tokio::{runtime, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-pub use forward::Upstreams;
+pub use corefile::{Corefile, Refused};
+pub use forward::{Hosts, Upstreams};
 pub use model::names::{NameError, PodNames};
 
 use cookie::Secret;
-use forward::Forwarder;
+use forward::{Forwarder, Outside};
 use metrics::Metrics;
 use serve::Shared;
+use sources::Sources;
+
+/// At least so long between two writes of the state to disk.
+const KEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Everything there is to set.
 #[derive(Clone, Debug)]
@@ -46,11 +56,24 @@ pub struct Config {
     /// The cluster's domain, its TTLs, pod names and reverse ranges.
     pub zone: Zone,
     pub upstreams: Upstreams,
+    /// Domains outside with name servers of their own.
+    pub stubs: Vec<(Name, Vec<SocketAddr>)>,
+    /// Names outside whose addresses are known beforehand.
+    pub hosts: Hosts,
+    /// The longest that an answer from outside is remembered, in seconds; `None` for an hour. The cluster's own names
+    /// are never remembered: they are known.
+    pub cache: Option<u32>,
     /// More addresses under which this server is known (the ClusterIP of the DNS Service), so that an upstream list
     /// which names them makes no loop.
     pub own_addresses: Vec<IpAddr>,
     /// Sources that are answered; empty for all. Others get REFUSED.
     pub allow: Vec<ipnet::IpNet>,
+    /// Answer nodes, pods and this host beside [`Self::allow`], and nobody else.
+    pub allow_cluster: bool,
+    /// Queries a second that one source may ask over UDP; 0 for any number. More are told to come by TCP.
+    pub source_rate: u32,
+    /// Where the last good state is kept for the next start.
+    pub keep: Option<PathBuf>,
     /// Hosts that may transfer the whole zone by AXFR.
     pub transfer_to: Vec<ipnet::IpNet>,
     /// Answer a pod's walk along its search path (`ndots:5`) at the first step. Needs [`PodNames::Verified`], by which
@@ -73,8 +96,14 @@ impl Config {
             listen,
             zone,
             upstreams: Upstreams::default(),
+            stubs: Vec::new(),
+            hosts: Hosts::default(),
+            cache: None,
             own_addresses: Vec::new(),
             allow: Vec::new(),
+            allow_cluster: false,
+            source_rate: 0,
+            keep: None,
             transfer_to: Vec::new(),
             search_path: true,
             identity: String::new(),
@@ -140,13 +169,22 @@ impl Server {
         let port = addresses.first().map_or(53, SocketAddr::port);
         let metrics = Arc::new(Metrics::new(&format!("dns://:{port}"), &config.zone.name.to_string()));
         let own = config.own_addresses.iter().map(|ip| SocketAddr::new(*ip, 53)).chain(addresses.iter().copied());
-        let first = Directory::of(config.zone.clone(), &snapshots.borrow());
+        let kept = config.keep.as_deref().and_then(|path| recall(path, &snapshots.borrow()));
+        let stale = kept.is_some();
+        let first = kept.unwrap_or_else(|| snapshots.borrow().as_ref().clone());
+        let sources = Sources::new(config.allow, config.allow_cluster, config.source_rate);
+        sources.follow(&first);
+        let first = Directory::of(config.zone.clone(), &first);
+        let outside =
+            Outside { upstreams: config.upstreams, stubs: config.stubs, hosts: config.hosts, cache: config.cache };
+        let keep = config.keep;
         let shared = Arc::new(Shared {
             directory: ArcSwap::from_pointee(first),
             zone: config.zone,
-            forwarder: Arc::new(Forwarder::new(config.upstreams, own.collect(), metrics.clone())),
+            forwarder: Arc::new(Forwarder::new(outside, own.collect(), metrics.clone())),
             metrics,
-            allow: config.allow,
+            sources,
+            stale: AtomicBool::new(stale),
             transfer_to: config.transfer_to,
             search_path: config.search_path,
             identity: if config.identity.is_empty() { host_name() } else { config.identity },
@@ -167,7 +205,7 @@ impl Server {
             let shared = shared.clone();
             move || {
                 if let Some(runtime) = &runtime.0 {
-                    run(&shared, sockets, runtime, snapshots, &applied, &stop);
+                    run(&shared, sockets, runtime, (snapshots, keep), &applied, &stop);
                 }
                 drop(runtime);
                 let _ = ended.send(true);
@@ -276,12 +314,40 @@ fn listen(address: SocketAddr, freebind: bool) -> io::Result<std::net::TcpListen
     Ok(socket.into())
 }
 
+/// The state that an earlier process left, unless there is a complete one already.
+fn recall(path: &std::path::Path, newest: &Snapshot) -> Option<Snapshot> {
+    if newest.is_complete() {
+        return None;
+    }
+    match keep::read(path) {
+        Ok(kept) => Some(kept),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "the last state cannot be read; starting without it");
+            None
+        }
+    }
+}
+
+/// Writes the newest state, and then for a while no more.
+async fn keep_on_disk(path: PathBuf, mut newest: watch::Receiver<Option<Arc<Snapshot>>>) {
+    while newest.changed().await.is_ok() {
+        let Some(snapshot) = newest.borrow_and_update().clone() else { continue };
+        let to = path.clone();
+        let written = tokio::task::spawn_blocking(move || keep::write(&snapshot, &to)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(%error, path = %path.display(), "the state cannot be kept for the next start");
+        }
+        tokio::time::sleep(KEEP_EVERY).await;
+    }
+}
+
 /// Starts the threads and tasks, then keeps the directory up to date until `stop`.
 fn run(
     shared: &Arc<Shared>,
     sockets: Sockets,
     runtime: &runtime::Runtime,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    (mut snapshots, keep): (watch::Receiver<Arc<Snapshot>>, Option<PathBuf>),
     applied: &watch::Sender<u64>,
     stop: &CancellationToken,
 ) {
@@ -313,6 +379,11 @@ fn run(
             Err(error) => tracing::error!(%error, "DNS metrics are missing"),
         }
     }
+    let keeper = keep.map(|path| {
+        let (newest, seen) = watch::channel(None);
+        runtime.spawn(keep_on_disk(path, seen));
+        newest
+    });
     runtime.block_on(async {
         loop {
             let changed = tokio::select! {
@@ -323,9 +394,23 @@ fn run(
             if changed.is_err() {
                 return stop.cancelled().await;
             }
+            let begun = Instant::now();
             let newest = snapshots.borrow_and_update().clone();
             let next = shared.directory.load().advance(&newest);
+            if shared.stale.load(Ordering::Relaxed) {
+                // What is on disk is better than half of a list.
+                if next.unlisted().is_some() {
+                    continue;
+                }
+                shared.stale.store(false, Ordering::Relaxed);
+            }
+            shared.sources.follow(&newest);
+            let complete = next.unlisted().is_none();
             shared.directory.store(Arc::new(next));
+            shared.metrics.delay.observe(begun.elapsed().as_secs_f64());
+            if complete && let Some(keeper) = &keeper {
+                keeper.send_replace(Some(newest.clone()));
+            }
             shared.metrics.revision.set(newest.revision);
             applied.send_replace(newest.revision);
         }

@@ -10,7 +10,12 @@ use std::{
 use model::names::RecordType;
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::Registry,
 };
 
@@ -70,6 +75,10 @@ pub struct Metrics {
     pub forward_requests: Counter,
     /// Datagrams that were no queries and got no answer.
     pub ignored: Counter,
+    /// Queries of sources that had more than their share.
+    pub limited: Counter,
+    /// From a snapshot's arrival to the first answer that may come from it, in seconds.
+    pub delay: Histogram,
     pub revision: Gauge<u64, AtomicU64>,
     pub tcp_connections: Gauge,
 }
@@ -114,6 +123,13 @@ impl Metrics {
         let cache_misses = counter("coredns_cache_misses", "Questions for upstream that were not remembered");
         let forward_requests = counter("coredns_forward_requests", "Questions to upstream servers");
         let ignored = counter("portolan_dns_ignored", "Packets that were no queries and got no answer");
+        let limited = counter("portolan_dns_limited", "Queries told to come by TCP because their source asks too often");
+        let delay = Histogram::new(exponential_buckets(0.000_01, 4.0, 9));
+        registry.register(
+            "portolan_dns_event_to_answer_seconds",
+            "From the arrival of a change to answers made from it",
+            delay.clone(),
+        );
         let (revision, tcp_connections) = (Gauge::default(), Gauge::default());
         registry.register(
             "portolan_dns_revision",
@@ -129,6 +145,8 @@ impl Metrics {
             cache_misses,
             forward_requests,
             ignored,
+            limited,
+            delay,
             revision,
             tcp_connections,
         }

@@ -23,8 +23,9 @@ use crate::{
     cookie::Secret,
     forward::{self, Forwarder},
     metrics::{Metrics, Tally, Transport},
+    sources::{SAMPLE, Sources},
     transfer::Transfer,
-    wire::{Extended, Malformed, Query, Rcode, Writer, header_only, option},
+    wire::{Extended, Malformed, Query, Rcode, UDP_PLAIN, Writer, flag, header_only, option},
 };
 
 /// What all threads and tasks of one server share.
@@ -33,8 +34,9 @@ pub struct Shared {
     pub zone: Zone,
     pub forwarder: Arc<Forwarder>,
     pub metrics: Arc<Metrics>,
-    /// Sources that are answered; empty for all.
-    pub allow: Vec<IpNet>,
+    pub sources: Sources,
+    /// Answers come from what an earlier process left on disk.
+    pub stale: AtomicBool,
     /// Hosts that may transfer the zone.
     pub transfer_to: Vec<IpNet>,
     /// Walks along a pod's search path end at their first step.
@@ -60,11 +62,6 @@ impl Shared {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    fn allows(&self, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
-        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&peer))
-    }
-
     /// Reads a packet and answers it into `room`, or says what else to do.
     pub fn react(
         &self,
@@ -87,6 +84,16 @@ impl Shared {
             }
         };
         tally.request(transport, peer, query.kind);
+        if turn % SAMPLE == 0 {
+            self.sources.sample(peer.ip(), &query.name, query.kind);
+        }
+        if transport == Transport::Udp && !self.sources.admit(peer.ip()) {
+            // "Ask over TCP": a client that is there will, a forged source will not, and it costs the wire no more.
+            self.metrics.limited.inc();
+            let mut writer = Writer::new(&query, room, UDP_PLAIN);
+            writer.set(flag::TC);
+            return Reaction::Reply(writer.finish(None));
+        }
         self.options(&mut query, peer.ip());
         if query.kind == RecordType::AXFR && transport == Transport::Tcp && self.may_transfer(directory, &query, peer) {
             tally.response(Rcode::NOERROR);
@@ -95,7 +102,7 @@ impl Shared {
         let limit = limit(&query, transport);
         let client = self.search_path.then(|| peer.ip().to_canonical());
         let terms = Terms { limit, turn, recursion: self.forwarder.enabled(), client };
-        let outcome = if self.allows(peer.ip()) {
+        let outcome = if self.sources.allows(directory, peer.ip()) {
             answer::answer(directory, &query, room, terms)
         } else {
             let text = format!("{} is not among the sources that this server answers", peer.ip().to_canonical());
@@ -115,6 +122,10 @@ impl Shared {
     /// What the client asked about ourselves, and its cookie.
     fn options(&self, query: &mut Query<'_>, peer: IpAddr) {
         let Some(edns) = &mut query.edns else { return };
+        if self.stale.load(Ordering::Relaxed) {
+            let text = b"\0\x03the API server has not been heard since the start";
+            edns.reply.push(option::EXTENDED_ERROR, text);
+        }
         if edns.nsid {
             edns.reply.push(option::NSID, self.identity.as_bytes());
         }

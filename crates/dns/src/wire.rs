@@ -64,7 +64,6 @@ pub struct Extended(pub u16);
 
 impl Extended {
     pub const OTHER: Self = Self(0);
-    pub const STALE: Self = Self(3);
     pub const NOT_READY: Self = Self(14);
     pub const PROHIBITED: Self = Self(18);
     pub const NOT_AUTHORITATIVE: Self = Self(20);

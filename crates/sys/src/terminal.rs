@@ -54,12 +54,6 @@ impl End {
         ended(read)
     }
 
-    /// What is there now; `WouldBlock` when there is nothing.
-    pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut file = self.0.get_ref();
-        ended(file.read(buffer))
-    }
-
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = self.0.async_io(Interest::WRITABLE, |mut file: &File| file.write(bytes)).await?;

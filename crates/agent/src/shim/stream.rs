@@ -9,7 +9,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    time::Duration,
 };
 
 use nix::{errno::Errno, sys::wait::{WaitPidFlag, WaitStatus, waitpid}, unistd::Pid};
@@ -33,6 +33,7 @@ use super::{
 /// Frames on their way to a client.
 const BACKLOG: usize = 16;
 const BUFFER: usize = 16 << 10;
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A program with its ends of the streams. `stdin` of a terminal is the terminal.
 struct Program {
@@ -193,7 +194,7 @@ async fn attend(program: Program, socket: tokio::net::UnixStream) -> i32 {
     };
     let tty = program.tty;
     let input = async move {
-        let mut stdin = stdin.map(Arc::new);
+        let mut stdin = stdin;
         while let Some((channel, bytes)) = frame::read(&mut reader).await {
             match (channel, &stdin) {
                 (frame::STDIN, Some(end)) => {
@@ -228,25 +229,50 @@ pub fn resize(terminal: &End, bytes: &[u8]) {
     }
 }
 
-/// Until the end of the stream, or until there is nothing more once the program has ended: what it started in the
-/// background may hold the stream open for as long as it likes.
+/// Hands on what the program writes to one stream.
 async fn copy_out(end: End, channel: u8, frames: mpsc::Sender<Vec<u8>>, ended: CancellationToken) {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let read = tokio::select! {
-            biased;
-            read = end.read(&mut buffer) => read,
-            () = ended.cancelled() => break,
-        };
-        let Ok(n @ 1..) = read else { return };
-        if channel != frame::REQUEST && frames.send(frame::encode(channel, &buffer[..n])).await.is_err() {
+    let mut output = Output::new(end, ended);
+    while let Some(bytes) = output.next().await {
+        if channel != frame::REQUEST && frames.send(frame::encode(channel, bytes)).await.is_err() {
             return;
         }
     }
-    while let Ok(n @ 1..) = end.read_now(&mut buffer) {
-        if channel != frame::REQUEST && frames.send(frame::encode(channel, &buffer[..n])).await.is_err() {
-            return;
+}
+
+/// What a program writes to one stream: until the stream's end, or until there is nothing more once the program has
+/// ended, for what it started in the background may hold the stream open for as long as it likes.
+pub struct Output {
+    end: End,
+    ended: CancellationToken,
+    /// Bytes that are still taken once it has ended: more does not fit into a pipe.
+    left: usize,
+    buffer: Vec<u8>,
+}
+
+impl Output {
+    pub fn new(end: End, ended: CancellationToken) -> Self {
+        Self { end, ended, left: 1 << 20, buffer: vec![0; BUFFER] }
+    }
+
+    pub async fn next(&mut self) -> Option<&[u8]> {
+        if !self.ended.is_cancelled() {
+            let read = tokio::select! {
+                biased;
+                () = self.ended.cancelled() => None,
+                read = self.end.read(&mut self.buffer) => Some(read),
+            };
+            if let Some(read) = read {
+                return read.ok().filter(|n| *n > 0).map(|n| &self.buffer[..n]);
+            }
         }
+        if self.left == 0 {
+            return None;
+        }
+        // The kernel may still be moving a terminal's last line.
+        let read = tokio::time::timeout(LAST_WORDS, self.end.read(&mut self.buffer)).await;
+        let n = read.ok()?.ok().filter(|n| *n > 0)?;
+        self.left = self.left.saturating_sub(n);
+        Some(&self.buffer[..n])
     }
 }
 

@@ -114,13 +114,19 @@ fn lifetime(message: &Message<'_>) -> u32 {
 
 type Shard = Mutex<HashMap<Key, Arc<Response>>>;
 
-#[derive(Default)]
 pub struct Cache {
     shards: [Shard; SHARDS],
     state: RandomState,
+    longest: Duration,
 }
 
 impl Cache {
+    /// That keeps nothing for longer than so many seconds.
+    pub fn new(longest: Option<u32>) -> Self {
+        let longest = Duration::from_secs(longest.unwrap_or(MAX_AGE).min(MAX_AGE).into());
+        Self { shards: Default::default(), state: RandomState::new(), longest }
+    }
+
     fn shard(&self, key: &Key) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Response>>> {
         let at = self.state.hash_one(key) as usize % SHARDS;
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
@@ -128,11 +134,11 @@ impl Cache {
 
     pub fn get(&self, key: &Key, now: Instant) -> Option<Arc<Response>> {
         let shard = self.shard(key);
-        shard.get(key).filter(|r| now < r.born + r.lifetime).cloned()
+        shard.get(key).filter(|r| now < r.born + r.lifetime.min(self.longest)).cloned()
     }
 
     pub fn put(&self, key: Key, response: &Arc<Response>) {
-        if response.lifetime.is_zero() {
+        if response.lifetime.is_zero() || self.longest.is_zero() {
             return;
         }
         let mut shard = self.shard(&key);

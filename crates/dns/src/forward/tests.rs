@@ -72,8 +72,12 @@ fn reply(asked: &[u8], limit: usize) -> Vec<u8> {
     cut.to_vec().unwrap()
 }
 
+fn outside(servers: &[SocketAddr]) -> Outside {
+    Outside { upstreams: Upstreams::Servers(servers.to_vec()), ..Outside::default() }
+}
+
 fn forwarder(servers: &[SocketAddr]) -> Arc<Forwarder> {
-    Arc::new(Forwarder::new(Upstreams::Servers(servers.to_vec()), Vec::new(), Arc::new(Metrics::new("dns://:53", "."))))
+    Arc::new(Forwarder::new(outside(servers), Vec::new(), Arc::new(Metrics::new("dns://:53", "."))))
 }
 
 /// Asks as a client does, and prints what it gets.
@@ -148,7 +152,7 @@ async fn nobody_there_is_servfail_with_the_cause() {
         answer,
         format!("SERVFAIL ra\nEDE 22: no upstream server answers: {closed}: Connection refused (os error 111)")
     );
-    let ours = Forwarder::new(Upstreams::Servers(vec![closed]), vec![closed], Arc::new(Metrics::new("", "")));
+    let ours = Forwarder::new(outside(&[closed]), vec![closed], Arc::new(Metrics::new("", "")));
     let answer = dig(&Arc::new(ours), "www.iij.ad.jp A +edns", 1232).await;
     assert!(answer.starts_with("SERVFAIL ra\nEDE 0: there is no upstream server to ask"), "{answer}");
 }

@@ -1,7 +1,10 @@
-//! `/metrics`, `/health` and `/ready` over HTTP, on the ports and with the meaning that CoreDNS gives them. Three fixed
+//! `/metrics`, `/health`, `/ready` and `/debug` over HTTP, with the meaning that CoreDNS gives them. A few fixed
 //! pages need no framework: one request per connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -15,6 +18,7 @@ use super::Shared;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_HEAD: u64 = 16 << 10;
+const TEXT: &str = "text/plain; charset=utf-8";
 const MAX_CONNECTIONS: usize = 64;
 
 /// Answers until `stop`.
@@ -42,6 +46,23 @@ pub async fn serve(shared: Arc<Shared>, listener: TcpListener, stop: Cancellatio
     }
 }
 
+/// Says of each kind whether it has been listed.
+fn ready(shared: &Shared) -> (&'static str, &'static str, String) {
+    let directory = shared.directory.load();
+    let stale = shared.stale.load(Ordering::Relaxed);
+    let mut body = match (directory.unlisted(), stale) {
+        (None, false) => "OK\n".to_owned(),
+        (None, true) => "OK, from the last state on disk\n".to_owned(),
+        (Some(kind), _) => format!("waiting for the list of {kind:?} objects\n"),
+    };
+    for (kind, listed) in directory.listed() {
+        let state = if stale { "stale" } else if listed { "listed" } else { "waiting" };
+        body.push_str(&format!("{kind:?}: {state}\n"));
+    }
+    let status = if directory.unlisted().is_none() { "200 OK" } else { "503 Service Unavailable" };
+    (status, TEXT, body)
+}
+
 async fn page(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     let (read, mut write) = stream.split();
     let mut head = BufReader::new(read.take(MAX_HEAD));
@@ -54,17 +75,14 @@ async fn page(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     let mut words = request.split_whitespace();
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = path.split('?').next().unwrap_or_default();
-    const TEXT: &str = "text/plain; charset=utf-8";
     let (status, kind, body) = match (method, path) {
         ("GET" | "HEAD", "/metrics") => {
             ("200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", shared.metrics.text())
         }
         ("GET" | "HEAD", "/health") => ("200 OK", TEXT, "OK".to_owned()),
-        ("GET" | "HEAD", "/ready") => match shared.directory.load().unlisted() {
-            None => ("200 OK", TEXT, "OK".to_owned()),
-            Some(kind) => ("503 Service Unavailable", TEXT, format!("waiting for the list of {kind:?} objects\n")),
-        },
-        ("GET" | "HEAD", _) => ("404 Not Found", TEXT, "there are /metrics, /health and /ready\n".to_owned()),
+        ("GET" | "HEAD", "/ready") => ready(shared),
+        ("GET" | "HEAD", "/debug") => ("200 OK", TEXT, shared.sources.report()),
+        ("GET" | "HEAD", _) => ("404 Not Found", TEXT, "there are /metrics, /health, /ready and /debug\n".to_owned()),
         _ => ("405 Method Not Allowed", TEXT, "only GET and HEAD\n".to_owned()),
     };
     let head = format!(

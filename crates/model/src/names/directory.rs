@@ -140,6 +140,18 @@ impl Directory {
             || self.snapshot.services_in(namespace).next().is_some()
     }
 
+    /// Some pod has this address, while pods are followed.
+    pub fn is_pod(&self, address: &IpAddr) -> bool {
+        self.pods.get(address).is_some()
+    }
+
+    /// Each kind that answers depend on, and whether it has been listed.
+    pub fn listed(&self) -> impl Iterator<Item = (Kind, bool)> {
+        let pods = self.zone.pods == PodNames::Verified;
+        let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Namespace].into_iter().chain(pods.then_some(Kind::Pod));
+        kinds.map(|k| (k, self.snapshot.is_listed(k)))
+    }
+
     /// The namespace of the pod with this address, while pods are followed and no two namespaces share it.
     pub fn namespace_of(&self, client: &IpAddr) -> Option<&str> {
         let mut all = self.pods.get(client)?.iter().map(|k| k.namespace.as_ref());
