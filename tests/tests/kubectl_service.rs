@@ -125,19 +125,26 @@ fn a_pod_reaches_itself_through_its_own_service() {
 }
 
 #[test]
-#[ignore = "port-forward needs the streaming of the next part"]
 fn seed_025_port_forward() {
     let world = world();
-    let kubectl = world.namespace("row-25");
-    kubectl.apply(&backend(1)).ok();
-    kubectl.apply(&example("articles/backend-service.yaml")).ok();
-    world.endpoints(&kubectl, "backend-service", 1);
-    let mut child = kubectl.stream("port-forward svc/backend-service 8080:80").expect("kubectl");
-    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    assert_eq!(lines.next().expect("a line").expect("text"), "Forwarding from 127.0.0.1:8080 -> 8080");
-    answers(&world.node(), "127.0.0.1:8080", "/");
-    child.kill().expect("it runs");
-    child.wait().expect("it ends");
+    // One after the other: the port is the same.
+    for kubectl in world.namespaces("row-25") {
+        kubectl.apply(&backend(1)).ok();
+        kubectl.apply(&example("articles/backend-service.yaml")).ok();
+        world.endpoints(&kubectl, "backend-service", 1);
+        let mut child = kubectl.stream("port-forward svc/backend-service 8080:80").expect("kubectl");
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        // The Service's port 80 is the pods' 8080, which is the one that is forwarded.
+        assert_eq!(lines.next().expect("a line").expect("text"), "Forwarding from 127.0.0.1:8080 -> 8080");
+        assert_eq!(lines.next().expect("a line").expect("text"), "Forwarding from [::1]:8080 -> 8080");
+        for _ in 0..3 {
+            answers(&world.node(), "127.0.0.1:8080", "/");
+            assert_eq!(lines.next().expect("a line").expect("text"), "Handling connection for 8080");
+        }
+        answers(&world.node(), "[::1]:8080", "/");
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+    }
 }
 
 #[test]

@@ -15,9 +15,15 @@ use nix::sys::signal::Signal;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use sys::process::Pidfd;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+};
 
-use crate::shim::{self, Answer, Exit, Order, Overlay, Process, Started, exec};
+use crate::shim::{
+    self, Answer, Exit, Order, Overlay, Process, Started, exec,
+    frame::{self, Request},
+};
 
 /// What must be known of a container to adopt it after a restart of the agent.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -35,6 +41,13 @@ pub struct Meta {
     /// Where the file behind `terminationMessagePath` is.
     pub termination_message: PathBuf,
     pub log: PathBuf,
+    /// As in the pod's spec.
+    #[serde(default)]
+    pub stdin: bool,
+    #[serde(default)]
+    pub stdin_once: bool,
+    #[serde(default)]
+    pub tty: bool,
 }
 
 /// Where containers live, and how their shims are started.
@@ -98,6 +111,9 @@ impl Runtime {
             log_max_files: self.log_max_files,
             detach: Some(self.namespaces.clone()),
             cgroup: cgroup.clone(),
+            tty: meta.tty,
+            stdin: meta.stdin,
+            stdin_once: meta.stdin_once,
         };
         let started = self.launch(&dir, &order, &meta, spec).await;
         match started {
@@ -209,6 +225,31 @@ impl Runtime {
         }
     }
 
+    /// Runs a program inside with its streams on the socket, as [`frame`]s.
+    pub async fn stream(&self, container: &Container, request: &Request) -> io::Result<UnixStream> {
+        let (program, first) = self.shim.split_first().ok_or_else(|| io::Error::other("no shim program"))?;
+        let (near, far) = std::os::unix::net::UnixStream::pair()?;
+        // Not waited for: it ends with the socket, and tokio reaps it.
+        tokio::process::Command::new(program)
+            .args(first)
+            .arg("stream")
+            .arg(&container.dir)
+            .env_clear()
+            .current_dir("/")
+            .stdin(OwnedFd::from(far))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        near.set_nonblocking(true)?;
+        ask(UnixStream::from_std(near)?, request).await
+    }
+
+    /// The container's own streams.
+    pub async fn attach(&self, container: &Container, request: &Request) -> io::Result<UnixStream> {
+        let (_open, path) = shim::stream::shorten(&container.dir, &container.dir.join(shim::attach::SOCKET))?;
+        ask(UnixStream::connect(path).await?, request).await
+    }
+
     /// Containers found in the run directory, running or ended: what an earlier agent left.
     pub fn found(&self) -> Vec<Arc<Container>> {
         let entries = fs::read_dir(&self.run).into_iter().flatten().flatten();
@@ -259,6 +300,11 @@ impl Runtime {
         let (this, container) = (self.clone(), container.clone());
         let _ = tokio::task::spawn_blocking(move || this.clear(&container.id, &container.cgroup)).await;
     }
+}
+
+async fn ask(mut socket: UnixStream, request: &Request) -> io::Result<UnixStream> {
+    socket.write_all(&frame::encode(frame::REQUEST, &serde_json::to_vec(request)?)).await?;
+    Ok(socket)
 }
 
 impl Container {

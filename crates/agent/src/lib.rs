@@ -1,11 +1,12 @@
 //! API to containers: the small kubelet of one node. It makes the pods that the API assigns to its node exist (images,
-//! namespaces, addresses, containers), tells the API how they are, and serves their logs. It knows Services only as
+//! namespaces, addresses, containers), tells the API how they are, and serves their logs and streams. It knows Services only as
 //! environment variables; where their packets go is the proxy's.
 
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
     net::IpAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -19,7 +20,10 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use model::Snapshot;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::{Mode, umask},
+};
 use sha2::{Digest, Sha256};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +40,7 @@ mod pod;
 mod probe;
 pub mod shim;
 mod spec;
+mod streams;
 mod volume;
 
 use container::{Container, Runtime, remove_cgroup};
@@ -224,8 +229,14 @@ impl Agent {
             let path = path.to_owned();
             move |source| Error::Directory { path, source }
         };
-        for dir in [config.data_dir.join("containers"), config.run_dir.join("containers"), config.run_dir.join("ns")] {
-            fs::create_dir_all(&dir).map_err(fail(&dir))?;
+        // What containers find must not depend on the umask of whoever typed the command; shims inherit it from here.
+        umask(Mode::S_IWGRP | Mode::S_IWOTH);
+        let (data, run) = (&config.data_dir, &config.run_dir);
+        for dir in [data.join("containers"), data.join("images"), data.join("pods"), run.join("containers"), run.join("ns")] {
+            // Environments and volumes hold Secrets, layers hold setuid programs: neither is for the host's other users.
+            fs::create_dir_all(&dir)
+                .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)))
+                .map_err(fail(&dir))?;
         }
         let uppers = uppers(&config).map_err(fail(&config.data_dir))?;
         let runtime = Arc::new(config.runtime(uppers));
@@ -254,9 +265,9 @@ impl Agent {
         Ok(Self { ctx, pods, stop, watching: Mutex::new(Some(watching)) })
     }
 
-    /// What kubelet serves: container logs. Whoever mounts it decides who may ask.
+    /// What kubelet serves: container logs, and programs' streams. Whoever mounts it decides who may ask.
     pub fn router(&self) -> axum::Router {
-        logs::router(self.pods.clone())
+        logs::router(self.pods.clone()).merge(streams::router(self.pods.clone(), self.ctx.runtime.clone()))
     }
 
     /// Stops and removes all containers, then the network: nothing of the agent is left but its data directory.
@@ -297,6 +308,8 @@ fn kill_leftovers(config: &Config) {
             container.kill_blocking(5000);
             runtime.clear(&container.id, container.cgroup());
         }
+        // A kill in the middle of the trial in [`uppers`] leaves its mount.
+        volume::unmount(&runtime.uppers);
         for entry in fs::read_dir(&runtime.uppers).into_iter().flatten().flatten() {
             let _ = fs::remove_dir_all(entry.path());
         }

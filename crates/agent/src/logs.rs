@@ -56,7 +56,7 @@ pub fn router(pods: Arc<Pods>) -> Router {
     Router::new().route("/containerLogs/{namespace}/{pod}/{container}", get(serve)).with_state(pods)
 }
 
-fn refuse(code: StatusCode, reason: &str, message: String) -> Response {
+pub fn refuse(code: StatusCode, reason: &str, message: String) -> Response {
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
         "reason": reason, "code": code.as_u16()});
     (code, Json(status)).into_response()

@@ -1,5 +1,5 @@
-//! The small process beside each container: it creates the container, is its parent, copies its output to the log, and
-//! writes down how it ended. It has its own session and mount namespace, so a killed agent leaves containers running and
+//! The small process beside each container: it creates the container, is its parent, copies its output to the log and to who is
+//! attached, and writes down how it ended. It has its own session and mount namespace, so a killed agent leaves containers running and
 //! an ended container leaves no mount behind. It decides nothing: no restart, no probe, no status.
 //!
 //! Everything it knows is in its directory: `config.json` (OCI runtime spec), [`Order`] in `shim.json`; it answers with
@@ -7,8 +7,8 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    io::{self, Write},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -19,22 +19,22 @@ use libcontainer::{
 };
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
+    fcntl::OFlag,
     mount::{MntFlags, MsFlags, mount, umount2},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, unshare},
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
+    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
     unistd::{Gid, Pid, Uid, chdir, dup2_stdout, fchown, setsid},
 };
 use serde::{Deserialize, Serialize};
 use sys::process;
 
+use crate::volume;
+
+pub mod attach;
 pub mod crilog;
 pub mod exec;
+pub mod frame;
+pub mod stream;
 
 /// The overlay that becomes the container's root.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -62,6 +62,15 @@ pub struct Order {
     pub detach: Option<PathBuf>,
     /// As in the spec; for the out-of-memory count.
     pub cgroup: PathBuf,
+    /// The container's own process has a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// Input is open, for who attaches.
+    #[serde(default)]
+    pub stdin: bool,
+    /// It ends with the first client that had it.
+    #[serde(default)]
+    pub stdin_once: bool,
 }
 
 /// A process that can be recognised later: pid and start time in clock ticks.
@@ -107,11 +116,12 @@ pub const EXIT: &str = "exit.json";
 /// libcontainer's own state, below the container's directory.
 pub const STATE: &str = "state";
 
-/// Entry point of `portolan __shim`: `DIR`, or `exec DIR` with the request on standard input. Must be called before any
-/// thread is started, for the process unshares and forks. The result is the exit code.
+/// Entry point of `portolan __shim`: `DIR`, or `exec DIR` with the request on standard input, or `stream DIR` with a
+/// socket there. Must be called before any thread is started, for the process unshares and forks. The result is the exit code.
 pub fn main(args: &[String]) -> i32 {
     match args {
         [verb, dir] if verb == "exec" => exec::main(Path::new(dir)),
+        [verb, dir] if verb == "stream" => stream::main(Path::new(dir)),
         [dir] => match run(Path::new(dir)) {
             Ok(()) => 0,
             Err(text) => {
@@ -121,7 +131,7 @@ pub fn main(args: &[String]) -> i32 {
             }
         },
         _ => {
-            eprintln!("usage: portolan __shim DIR | portolan __shim exec DIR");
+            eprintln!("usage: portolan __shim DIR | portolan __shim exec DIR | portolan __shim stream DIR");
             64
         }
     }
@@ -192,18 +202,10 @@ fn run(dir: &Path) -> Result<(), String> {
         .map_err(|e| format!("open the log {}: {e}", order.log.display()))?;
     let log = crilog::Writer::new(log, order.log.clone(), order.log_max_bytes, order.log_max_files);
 
-    let (out_read, out_write) = pipe().map_err(|e| context("make a pipe")(&e))?;
-    let (err_read, err_write) = pipe().map_err(|e| context("make a pipe")(&e))?;
-    own_by_user(dir, &[&out_write, &err_write]).map_err(|e| context("give the output to the container's user")(&e))?;
+    let listener = stream::bind(dir, &dir.join(attach::SOCKET)).map_err(|e| context("listen for clients")(&e))?;
+    let (builder, console) = console(dir, &order)?;
     process::set_sigpipe_ignored(false).map_err(|e| context("reset SIGPIPE")(&e))?;
-    let mut container = builder(dir, &order.id)?
-        .with_stdout(out_write)
-        .with_stderr(err_write)
-        .as_init(dir)
-        .with_systemd(false)
-        .with_detach(true)
-        .build()
-        .map_err(|e| chain(&e))?;
+    let mut container = builder.as_init(dir).with_systemd(false).with_detach(true).build().map_err(|e| chain(&e))?;
     if let Err(e) = container.start() {
         let _ = container.delete(true);
         return Err(chain(&e));
@@ -222,8 +224,10 @@ fn run(dir: &Path) -> Result<(), String> {
         let _ = dup2_stdout(&null);
     }
 
-    let exit = attend(dir, &order, pid, log, out_read, err_read);
-    let exit = exit.map_err(|e| context("attend the container")(&e))?;
+    let console = console.opened()?;
+    let ended = attach::attend(&order, pid, log, console, listener);
+    let (code, signal) = ended.map_err(|e| context("attend the container")(&e))?;
+    let exit = Exit { code, signal, oom: oom_killed(&order.cgroup), at: Timestamp::now() };
     write_json(&dir.join(EXIT), &exit).map_err(|e| context("write exit.json")(&e))?;
     remove(container)
 }
@@ -232,6 +236,47 @@ fn run(dir: &Path) -> Result<(), String> {
 /// again when it removes the container.
 fn remove(mut container: Container) -> Result<(), String> {
     container.delete(true).map_err(|e| chain(&e))
+}
+
+/// A container's streams before it has started.
+enum Streams {
+    Pipes(attach::Console),
+    Terminal(stream::ConsoleSocket),
+}
+
+impl Streams {
+    /// The shim's ends, once the container has started.
+    fn opened(self) -> Result<attach::Console, String> {
+        let socket = match self {
+            Self::Pipes(console) => return Ok(console),
+            Self::Terminal(socket) => socket,
+        };
+        let terminal = socket.take()?;
+        let input = terminal.try_clone().map_err(|e| format!("copy a descriptor: {e}"))?;
+        Ok(attach::Console { stdin: Some(input), outputs: vec![(crilog::Stream::Stdout, terminal)] })
+    }
+}
+
+fn console(dir: &Path, order: &Order) -> Result<(ContainerBuilder, Streams), String> {
+    let builder = builder(dir, &order.id)?;
+    if order.tty {
+        let socket = stream::ConsoleSocket::bind(dir)?;
+        return Ok((builder.with_console_socket(Some(socket.path())), Streams::Terminal(socket)));
+    }
+    let failed = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+    let (out_read, out_write) = pipe().map_err(failed("make a pipe"))?;
+    let (err_read, err_write) = pipe().map_err(failed("make a pipe"))?;
+    let (input, stdin): (OwnedFd, _) = if order.stdin {
+        let (read, write) = pipe().map_err(failed("make a pipe"))?;
+        own_by_user(dir, &[&read]).map_err(failed("give the input to the container's user"))?;
+        (read, Some(write))
+    } else {
+        (File::open("/dev/null").map_err(failed("open /dev/null"))?.into(), None)
+    };
+    own_by_user(dir, &[&out_write, &err_write]).map_err(failed("give the output to the container's user"))?;
+    let outputs = vec![(crilog::Stream::Stdout, out_read), (crilog::Stream::Stderr, err_read)];
+    let builder = builder.with_stdin(input).with_stdout(out_write).with_stderr(err_write);
+    Ok((builder, Streams::Pipes(attach::Console { stdin, outputs })))
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -251,10 +296,9 @@ fn own_by_user(dir: &Path, pipes: &[&OwnedFd]) -> io::Result<()> {
 /// Unmounts every namespace file below `path` except those this container's spec refers to.
 fn detach_others(path: &Path, dir: &Path) {
     let spec = fs::read_to_string(dir.join("config.json")).unwrap_or_default();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for target in mounts.lines().filter_map(|l| l.split(' ').nth(4)) {
-        if Path::new(target).starts_with(path) && !spec.contains(target) {
-            let _ = umount2(target, MntFlags::MNT_DETACH);
+    for target in volume::mount_points() {
+        if target.starts_with(path) && !spec.contains(&*target.to_string_lossy()) {
+            let _ = umount2(&target, MntFlags::MNT_DETACH);
         }
     }
 }
@@ -276,61 +320,6 @@ fn mount_root(dir: &Path, overlay: &Overlay) -> Result<(), String> {
             overlay.upper.display()
         )
     })
-}
-
-/// Copies output and waits for `pid`. All other descendants are reaped on the way.
-fn attend(
-    _dir: &Path,
-    order: &Order,
-    pid: i32,
-    mut log: crilog::Writer,
-    out: OwnedFd,
-    err: OwnedFd,
-) -> io::Result<Exit> {
-    let mut mask = SigSet::empty();
-    mask.add(Signal::SIGCHLD);
-    mask.thread_block()?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    for fd in [&out, &err] {
-        fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    }
-    let mut streams =
-        [(Some(File::from(out)), crilog::Stream::Stdout), (Some(File::from(err)), crilog::Stream::Stderr)];
-    let mut status = reap(pid);
-    while status.is_none() {
-        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(streams.iter().filter_map(|(f, _)| f.as_ref()).map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) | Ok(_) => {}
-            Err(e) => return Err(e.into()),
-        }
-        drop(fds);
-        for (file, stream) in &mut streams {
-            copy(file, *stream, &mut log);
-        }
-        while let Ok(Some(_)) = signals.read_signal() {}
-        status = reap(pid);
-    }
-    // Whatever it wrote before it ended is in the pipes by now: the kernel ends its whole pid namespace first.
-    for (file, stream) in &mut streams {
-        copy(file, *stream, &mut log);
-        log.finish(*stream);
-    }
-    let (code, signal) = status.unwrap_or((255, None));
-    Ok(Exit { code, signal, oom: oom_killed(&order.cgroup), at: Timestamp::now() })
-}
-
-/// Reads until there is nothing now. A full disk loses lines, never the container.
-fn copy(file: &mut Option<File>, stream: crilog::Stream, log: &mut crilog::Writer) {
-    let mut buffer = [0; 16 * 1024];
-    while let Some(open) = file {
-        match open.read(&mut buffer) {
-            Ok(0) => *file = None,
-            Ok(n) => log.write(stream, &buffer[..n]),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
-    }
 }
 
 fn reap(pid: i32) -> Option<(i32, Option<i32>)> {

@@ -134,7 +134,7 @@ pub fn build(i: &Inputs<'_>) -> Result<Value, String> {
 
     let capabilities = capabilities(own, privileged)?;
     let mut process = json!({
-        "terminal": false,
+        "terminal": i.container.tty.unwrap_or(false),
         "user": {"uid": i.user.uid, "gid": i.user.gid, "additionalGids": i.user.additional},
         "args": arguments(i)?,
         "env": environment(i),
@@ -191,6 +191,9 @@ fn environment(i: &Inputs<'_>) -> Vec<String> {
     set(PATH.into());
     let hostname = crate::files::hostname(i.pod);
     set(format!("HOSTNAME={hostname}"));
+    if i.container.tty.unwrap_or(false) {
+        set("TERM=xterm".into());
+    }
     if let Some(home) = &i.user.home {
         set(format!("HOME={home}"));
     }

@@ -3,8 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs, io,
-    os::unix::fs::{PermissionsExt, chown, symlink},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{PermissionsExt, chown, symlink},
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -245,18 +249,40 @@ fn host_path(source: &HostPathVolumeSource) -> io::Result<PathBuf> {
 }
 
 fn is_mount(path: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().filter_map(|l| l.split(' ').nth(4)).any(|m| Path::new(m) == path)
+    mount_points().iter().any(|m| m == path)
 }
 
 /// Unmounts what is mounted below the directory.
 pub fn unmount(dir: &Path) {
+    for target in mount_points().iter().rev().filter(|m| m.starts_with(dir)) {
+        let _ = umount2(target, MntFlags::MNT_DETACH);
+    }
+}
+
+/// In the order in which they were mounted.
+pub fn mount_points() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for target in mounts.lines().rev().filter_map(|l| l.split(' ').nth(4)) {
-        if Path::new(target).starts_with(dir) {
-            let _ = umount2(target, MntFlags::MNT_DETACH);
+    mounts.lines().filter_map(|l| l.split(' ').nth(4)).map(unescape).collect()
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits (proc(5)).
+fn unescape(field: &str) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|_| byte == b'\\').and_then(|d| std::str::from_utf8(d).ok());
+        match digits.and_then(|d| u8::from_str_radix(d, 8).ok()) {
+            Some(escaped) => {
+                out.push(escaped);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
         }
     }
+    OsString::from_vec(out).into()
 }
 
 /// Removes the directory and everything in it; file systems mounted there go first, so that nothing beyond is deleted.
@@ -285,6 +311,12 @@ pub fn sub_path(volume: &Path, sub: &str) -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mount_points_with_spaces_are_read_as_they_are() {
+        assert_eq!(unescape("/var/my\\040data/x"), Path::new("/var/my data/x"));
+        assert_eq!(unescape("/a\\134b\\9"), Path::new("/a\\b\\9"));
+    }
 
     #[test]
     fn files_are_replaced_at_one_instant_and_old_ones_go() {

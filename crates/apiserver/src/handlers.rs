@@ -25,7 +25,7 @@ use model::admit::allocate::Allocations;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::create::NewObject;
+pub(crate) use self::{create::NewObject, subresources::container_named};
 pub use self::reply::Form;
 use crate::{
     NodeDialer,
@@ -139,10 +139,16 @@ async fn answer(api: &Api, request: Request, pretty: bool) -> Result<Response, F
         name: &target.name,
     };
     auth::authorize(&user, &action).map_err(|_| auth::forbidden(&user, verb, &target))?;
+    if kind.namespaced && target.subresource == "proxy" && kind.subresource("proxy").is_some() {
+        return stream::proxy::serve(api, &target, request).await;
+    }
     let form = Form::negotiate(request.headers(), pretty)?;
     let (parts, body) = request.into_parts();
     if kind.plural == "pods" && target.subresource == "portforward" && target.rest.is_empty() {
         return stream::port_forward(api, &target, parts).await;
+    }
+    if kind.plural == "pods" && matches!(&*target.subresource, "exec" | "attach") && target.rest.is_empty() {
+        return stream::command::serve(api, &target, &query, parts).await;
     }
     let mut content_type = content_type(&parts.headers);
     let has_body = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE);

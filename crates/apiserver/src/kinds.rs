@@ -106,7 +106,6 @@ const NO_COLLECTION: &[&str] = &["create", "delete", "get", "list", "patch", "up
 const CREATE: &[&str] = &["create"];
 const GET: &[&str] = &["get"];
 const CONNECT: &[&str] = &["create", "get"];
-const GET_PATCH_UPDATE: &[&str] = &["get", "patch", "update"];
 const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 const REPLICAS: Option<ScalePaths> = Some(ScalePaths {
@@ -191,7 +190,6 @@ static KINDS: &[Kind] = &[
         short_names: &["no"],
         namespaced: false,
         has_status: true,
-        subresources: &[own("proxy", "NodeProxyOptions", PROXY)],
         schema: "core.v1.Node",
         ..CORE
     },
@@ -225,7 +223,6 @@ static KINDS: &[Kind] = &[
         subresources: &[
             own("attach", "PodAttachOptions", CONNECT),
             own("binding", "Binding", CREATE),
-            own("ephemeralcontainers", "Pod", GET_PATCH_UPDATE),
             Subresource { name: "eviction", group: "policy", version: "v1", kind: "Eviction", verbs: CREATE },
             own("exec", "PodExecOptions", CONNECT),
             own("log", "Pod", GET),
@@ -257,13 +254,6 @@ static KINDS: &[Kind] = &[
         plural: "serviceaccounts",
         singular: "serviceaccount",
         short_names: &["sa"],
-        subresources: &[Subresource {
-            name: "token",
-            group: "authentication.k8s.io",
-            version: "v1",
-            kind: "TokenRequest",
-            verbs: CREATE,
-        }],
         schema: "core.v1.ServiceAccount",
         ..CORE
     },

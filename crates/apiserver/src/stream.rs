@@ -1,8 +1,11 @@
-//! Requests that become connections: port-forward, in both dresses that kubectl wears. Since 1.31 it opens a WebSocket whose
-//! messages carry SPDY/3.1 (`SPDY/3.1+portforward.k8s.io`); before, it upgrades the connection to SPDY/3.1 itself. Inside is
-//! the same session, see [`spdy`].
+//! Requests that become connections, in both dresses that kubectl wears: WebSocket since 1.31, SPDY/3.1 before. Programs'
+//! streams are in [`command`], HTTP that is handed on in [`proxy`]. Port-forward is here: over a WebSocket its messages carry SPDY/3.1
+//! (`SPDY/3.1+portforward.k8s.io`), so that inside is the same session either way, see [`spdy`].
 
+pub(crate) mod command;
+mod frame;
 mod portforward;
+pub(crate) mod proxy;
 mod spdy;
 
 use std::net::IpAddr;
@@ -89,30 +92,48 @@ pub(crate) async fn port_forward(api: &Api, target: &Target, mut parts: Parts) -
             tokio::join!(carry(socket, far), serve(Box::new(near)));
         }));
     }
+    if parts.headers.contains_key(STREAM_VERSION) && !names(&parts.headers, STREAM_VERSION, PORT_FORWARD) {
+        return Err(Failure::bad_request(format!("unable to upgrade: the server speaks {PORT_FORWARD} here")));
+    }
+    let (response, upgrade) = spdy_upgrade(&mut parts, PORT_FORWARD)?;
+    tokio::spawn(async move {
+        if let Some(io) = upgrade.await {
+            serve(io).await;
+        }
+    });
+    Ok(response)
+}
+
+/// Answers that the connection changes to SPDY/3.1 with `version` inside; the connection once it has.
+fn spdy_upgrade(
+    parts: &mut Parts,
+    version: &'static str,
+) -> Result<(Response, impl Future<Output = Option<Connection>> + Send + use<>), Failure> {
     if !names(&parts.headers, "upgrade", SPDY) {
         return Err(Failure::bad_request(
             "unable to upgrade: missing upgrade headers in request: \"Upgrade: SPDY/3.1\" or a WebSocket",
         ));
     }
-    if parts.headers.contains_key(STREAM_VERSION) && !names(&parts.headers, STREAM_VERSION, PORT_FORWARD) {
-        return Err(Failure::bad_request(format!("unable to upgrade: the server speaks {PORT_FORWARD} here")));
-    }
     let Some(upgrade) = parts.extensions.remove::<OnUpgrade>() else {
         return Err(Failure::bad_request("unable to upgrade: this connection cannot be upgraded"));
     };
-    tokio::spawn(async move {
-        match upgrade.await {
-            Ok(upgraded) => serve(Box::new(TokioIo::new(upgraded))).await,
-            Err(error) => tracing::debug!(%error, "a client asked for SPDY and hung up"),
-        }
-    });
-    Response::builder()
+    let response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, SPDY)
-        .header(STREAM_VERSION, PORT_FORWARD)
+        .header(STREAM_VERSION, version)
         .body(Body::empty())
-        .map_err(Failure::internal)
+        .map_err(Failure::internal)?;
+    let upgraded = async move {
+        match upgrade.await {
+            Ok(upgraded) => Some(Box::new(TokioIo::new(upgraded)) as Connection),
+            Err(error) => {
+                tracing::debug!(%error, "a client asked for SPDY and hung up");
+                None
+            }
+        }
+    };
+    Ok((response, upgraded))
 }
 
 /// The header lists the word.

@@ -186,6 +186,12 @@ impl Walk {
     }
 }
 
+/// The answer may be another for another client.
+pub fn depends_on_client(directory: &Directory, query: &Query<'_>) -> bool {
+    query.name.below(&directory.zone().name).is_some_and(|front| front >= 4)
+        && matches!(query.kind, RecordType::A | RecordType::AAAA)
+}
+
 /// The end of the walk is in the zone: say so by a CNAME, and add what is there.
 fn shortcut(mut work: Work<'_, '_>, query: &Query<'_>, target: &Name) -> Outcome {
     work.writer.set(flag::AA);

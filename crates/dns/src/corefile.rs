@@ -146,14 +146,14 @@ impl Corefile {
             "transfer" => {
                 for to in d.block.iter().filter(|o| o.words[0] == "to") {
                     for host in &to.words[1..] {
-                        let net = match *host {
+                        let nets: Vec<ipnet::IpNet> = match *host {
                             "*" => ["0.0.0.0/0", "::/0"].iter().filter_map(|n| n.parse().ok()).collect(),
-                            host => host.parse().map(|ip: IpAddr| ip.into()).or(host.parse()).into_iter().collect::<Vec<_>>(),
+                            host => host.parse::<IpAddr>().map(Into::into).or(host.parse()).into_iter().collect(),
                         };
-                        if net.is_empty() {
+                        if nets.is_empty() {
                             return to.refuse(format!("transfer to {host}: not an address or a network"));
                         }
-                        self.transfer_to.extend(net);
+                        self.transfer_to.extend(nets);
                     }
                 }
                 Ok(())

@@ -2,6 +2,7 @@
 //! nothing else; only questions for upstream servers wait, each on a task of its own.
 
 pub mod metrics_http;
+pub mod prebuilt;
 pub mod tcp;
 pub mod udp;
 
@@ -51,6 +52,8 @@ pub struct Shared {
 pub enum Reaction {
     Silence,
     Reply(usize),
+    /// The same, and it is what everybody gets who asks the same, until there is a newer directory.
+    Fixed(usize, RecordType, Rcode),
     /// Ask upstream; see [`Shared::forward`].
     Forward(Box<Ask>),
     /// Send the whole zone, over this connection.
@@ -84,7 +87,7 @@ impl Shared {
             }
         };
         tally.request(transport, peer, query.kind);
-        if turn % SAMPLE == 0 {
+        if turn.is_multiple_of(SAMPLE) {
             self.sources.sample(peer.ip(), &query.name, query.kind);
         }
         if transport == Transport::Udp && !self.sources.admit(peer.ip()) {
@@ -102,13 +105,20 @@ impl Shared {
         let limit = limit(&query, transport);
         let client = self.search_path.then(|| peer.ip().to_canonical());
         let terms = Terms { limit, turn, recursion: self.forwarder.enabled(), client };
+        let mut fixed = false;
         let outcome = if self.sources.allows(directory, peer.ip()) {
+            // Cookies are of one client, staleness of one moment, and the end of a walk depends on who walks.
+            fixed = query.edns.is_none_or(|e| e.reply.octets().is_empty()) && !answer::depends_on_client(directory, &query);
             answer::answer(directory, &query, room, terms)
         } else {
             let text = format!("{} is not among the sources that this server answers", peer.ip().to_canonical());
             answer::refuse(Writer::new(&query, room, limit), Rcode::REFUSED, Extended::PROHIBITED, &text)
         };
         let (length, rcode) = match outcome {
+            Outcome::Reply(length, rcode) if fixed => {
+                tally.response(rcode);
+                return Reaction::Fixed(length, query.kind, rcode);
+            }
             Outcome::Reply(length, rcode) => (length, rcode),
             Outcome::Ask(ask) => match self.forwarder.cached(&ask.name, ask.kind, &query) {
                 Some(known) => forward::finish(&query, &ask, &Ok(known), self.zone.ttl, room, limit),
@@ -117,6 +127,11 @@ impl Shared {
         };
         tally.response(rcode);
         Reaction::Reply(length)
+    }
+
+    /// It may ask, and has not asked too much.
+    pub fn admits(&self, directory: &Directory, peer: IpAddr) -> bool {
+        self.sources.allows(directory, peer) && self.sources.admit(peer)
     }
 
     /// What the client asked about ourselves, and its cookie.

@@ -1,9 +1,10 @@
 //! The zone as scripts: objects in, `dig`-like answers out, decoded by another implementation of DNS.
 
+mod client;
 mod script;
 mod socket;
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
 use hickory_proto::{
     op::{Edns, Message, OpCode, Query as Asked},

@@ -32,7 +32,7 @@ pub mod flag {
 }
 
 /// A response code (RFC 1035 §4.1.1, RFC 6891 §9). Values above 15 need EDNS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rcode(pub u16);
 
 impl Rcode {

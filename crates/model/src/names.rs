@@ -34,7 +34,7 @@ pub use transfer::{ZoneData, ZoneRecord};
 pub const SCHEMA_VERSION: &str = "1.1.0";
 
 /// A record type by number (RFC 1035 §3.2.2 and its successors).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordType(pub u16);
 
 impl RecordType {

@@ -17,6 +17,30 @@ pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The Service is headless whatever its clusterIP says; a proxy leaves it alone.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
+/// Annotation of a Service: how an endpoint is chosen for a new connection. See [`Algorithm`].
+pub const BALANCING: &str = "portolan.dev/balancing";
+
+/// How an endpoint is chosen among those that qualify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Algorithm {
+    /// Each with the same probability.
+    #[default]
+    Random,
+    /// One after the other, for each of the Service's addresses and ports by itself.
+    RoundRobin,
+}
+
+impl Algorithm {
+    /// The annotation's value.
+    pub fn parse(value: &str) -> Option<Self> {
+        match value {
+            "random" => Some(Self::Random),
+            "round-robin" => Some(Self::RoundRobin),
+            _ => None,
+        }
+    }
+}
+
 /// Where a client dials. Orders nodePorts after addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum At {
@@ -63,7 +87,7 @@ pub struct Backend {
 /// What happens to a new connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// To one of these, chosen at random. Sorted, without duplicates, never empty.
+    /// To one of these, chosen as [`Route::algorithm`] says. Sorted, without duplicates, never empty.
     Balance(Arc<[Backend]>),
     /// Silently dropped: `Local` policy and no endpoint on this node.
     Drop,
@@ -104,6 +128,7 @@ pub struct Route {
     pub masquerade: Masquerade,
     /// `sessionAffinity: ClientIP`: the timeout in seconds.
     pub affinity: Option<u32>,
+    pub algorithm: Algorithm,
     /// Clients that may connect, sorted; empty allows everyone.
     pub source_ranges: Vec<IpNet>,
 }
@@ -146,6 +171,7 @@ pub fn routes(service: &Service, slices: &[Arc<EndpointSlice>], node: &NodeFacts
         out.elsewhere.sort();
         return out;
     }
+    let algorithm = algorithm(service, &mut out.problems);
     let mut routes = BTreeMap::new();
     for family in [IpFamily::V4, IpFamily::V6] {
         if !service.cluster_ips().iter().any(|ip| IpFamily::of(ip) == family) {
@@ -156,7 +182,8 @@ pub fn routes(service: &Service, slices: &[Arc<EndpointSlice>], node: &NodeFacts
             let reach = reach(service, &candidates, node);
             let local = candidates.iter().filter(|(_, e)| on_node(e, node) != Some(false)).map(|(b, _)| b.ip);
             out.local.extend(local);
-            for route in port_routes(service, port, family, &reach, options) {
+            for mut route in port_routes(service, port, family, &reach, options) {
+                route.algorithm = algorithm;
                 if routes.insert(route.frontend, route.clone()).is_some() {
                     out.problems.push(Problem {
                         kind: "Service",
@@ -172,6 +199,19 @@ pub fn routes(service: &Service, slices: &[Arc<EndpointSlice>], node: &NodeFacts
     out.local.sort();
     out.local.dedup();
     out
+}
+
+fn algorithm(service: &Service, problems: &mut Vec<Problem>) -> Algorithm {
+    let Some(value) = service.meta.annotations.get(BALANCING) else { return Algorithm::default() };
+    Algorithm::parse(value).unwrap_or_else(|| {
+        problems.push(Problem {
+            kind: "Service",
+            object: service.meta.key.clone(),
+            field: format!("metadata.annotations[{BALANCING}]"),
+            message: format!("{value:?} is none of \"random\" and \"round-robin\"; balanced at random"),
+        });
+        Algorithm::default()
+    })
 }
 
 /// Endpoints a port may lead to, each address and port once. The same endpoint in several slices counts as the most
@@ -300,6 +340,7 @@ fn port_routes(
         outside,
         masquerade,
         affinity: service.affinity,
+        algorithm: Algorithm::default(),
         source_ranges,
     };
     let ours = |ip: &IpAddr| IpFamily::of(ip) == family;

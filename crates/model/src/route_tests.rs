@@ -43,6 +43,20 @@ fn service() -> Service {
     }
 }
 
+#[test]
+fn the_algorithm_is_the_annotation_s() {
+    let mut s = service();
+    let decide = |s: &Service| routes(s, &[], &NodeFacts::default(), &Options::default());
+    assert_eq!(decide(&s).routes[0].algorithm, Algorithm::Random);
+    s.meta.annotations.insert(BALANCING.into(), "round-robin".into());
+    assert_eq!(decide(&s).routes[0].algorithm, Algorithm::RoundRobin);
+    s.meta.annotations.insert(BALANCING.into(), "RoundRobin".into());
+    let wrong = decide(&s);
+    assert_eq!(wrong.routes[0].algorithm, Algorithm::Random);
+    assert_eq!(wrong.problems.len(), 1);
+    assert!(wrong.problems[0].to_string().contains("portolan.dev/balancing"), "{}", wrong.problems[0]);
+}
+
 fn load_balancer() -> Service {
     let mut s = service();
     let ingress = |last, proxy| Ingress { ip: [10, 112, 0, last].into(), proxy };

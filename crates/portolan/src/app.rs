@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
+    apply::{Applier, Manifest},
     config::{Config, Dirs},
     node,
 };
@@ -112,9 +113,9 @@ impl Instance {
 
     pub fn read(dirs: &Dirs) -> Result<Option<Self>> {
         match fs::read(dirs.instance()) {
-            Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes).with_context(|| format!("{}", dirs.instance().display()))?,
-            )),
+            Ok(bytes) => {
+                Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{}", dirs.instance().display()))?))
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).with_context(|| format!("{}", dirs.instance().display())),
         }
@@ -236,7 +237,9 @@ impl App {
             failed => {
                 let ended = parts.end(&config).await;
                 match (failed, ended) {
-                    (Some(Err(error)), Err(also)) => Err(error.context(format!("and then cleaning up failed: {also:#}"))),
+                    (Some(Err(error)), Err(also)) => {
+                        Err(error.context(format!("and then cleaning up failed: {also:#}")))
+                    }
                     (Some(Err(error)), Ok(())) | (_, Err(error)) => Err(error),
                     (_, Ok(())) => Ok(None),
                 }
@@ -284,12 +287,8 @@ async fn compose(
     // What makes Services of it.
     let proxy = Proxy::start(node::proxy_config(config), snapshot.clone(), stop.child_token())?;
     let proxy = parts.proxy.insert(proxy);
-    parts.controllers = controllers::spawn(
-        client.clone(),
-        snapshot.clone(),
-        node::controllers_config(config)?,
-        stop.child_token(),
-    );
+    parts.controllers =
+        controllers::spawn(client.clone(), snapshot.clone(), node::controllers_config(config)?, stop.child_token());
     tokio::select! {
         ready = ready(&snapshot, proxy, &dns) => ready?,
         () = hurry.cancelled() => bail!("interrupted"),
@@ -321,9 +320,9 @@ fn serve(server: &Arc<ApiServer>, listener: std::net::TcpListener, stop: &Cancel
 
 fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
     let listener = std::net::TcpListener::bind(address).map_err(|e| match e.kind() {
-        ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{address} is in use by another program; stop that one, or choose another --secure-port"
-        ),
+        ErrorKind::AddrInUse => {
+            anyhow::anyhow!("{address} is in use by another program; stop that one, or choose another --secure-port")
+        }
         _ => anyhow::anyhow!("cannot listen on {address}: {e}"),
     })?;
     listener.set_nonblocking(true)?;
@@ -333,7 +332,8 @@ fn listen(address: SocketAddr) -> Result<std::net::TcpListener> {
 /// The Service `kube-system/kube-dns` as every cluster has it, with this node's server behind it.
 async fn publish_dns(client: &Client, config: &Config) -> Result<()> {
     let ports = [("dns", "UDP", 53), ("dns-tcp", "TCP", 53), ("metrics", "TCP", 9153)];
-    let labels = json!({ "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS", "kubernetes.io/cluster-service": "true" });
+    let labels =
+        json!({ "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS", "kubernetes.io/cluster-service": "true" });
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": "kube-dns", "namespace": "kube-system", "labels": labels },
@@ -356,9 +356,9 @@ async fn publish_dns(client: &Client, config: &Config) -> Result<()> {
             "nodeName": config.options.node_name,
         }],
     });
+    let mut applier = Applier::new(client.clone());
     for object in [service, slice] {
-        let manifest = crate::apply::Manifest { file: "kube-dns".into(), object };
-        crate::apply::apply(client, &manifest).await?;
+        applier.apply(&Manifest { file: "kube-dns".into(), object }).await?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `up FILE`: what `kubectl apply -f FILE` does, through the API like every other client.
 
 use std::{
+    collections::HashMap,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -10,7 +11,7 @@ use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
-    discovery::{self, Scope},
+    discovery::{self, ApiResource, Scope},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -88,50 +89,73 @@ pub struct Applied {
     pub replicas: usize,
 }
 
-pub async fn apply(client: &Client, manifest: &Manifest) -> Result<Applied> {
-    let object = &manifest.object;
-    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let (api_version, kind, name) =
-        (text(&object["apiVersion"]), text(&object["kind"]), text(&object["metadata"]["name"]));
-    let gvk = match api_version.split_once('/') {
-        Some((group, version)) => GroupVersionKind::gvk(group, version, &kind),
-        None => GroupVersionKind::gvk("", &api_version, &kind),
-    };
-    let (resource, capabilities) = discovery::oneshot::pinned_kind(client, &gvk).await.map_err(|_| {
-        anyhow::anyhow!("{}: no matches for kind {kind:?} in version {api_version:?}", manifest.file.display())
-    })?;
-    let namespace = (capabilities.scope == Scope::Namespaced)
-        .then(|| object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned());
-    let api: Api<DynamicObject> = match &namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-        None => Api::all_with(client.clone(), &resource),
-    };
-    let plural = kind.to_lowercase();
-    let resource_name =
-        if gvk.group.is_empty() { format!("{plural}/{name}") } else { format!("{plural}.{}/{name}", gvk.group) };
-    let explain = |e| refusal(e).context(format!("{}: {resource_name}", manifest.file.display()));
-    let wanted = with_last_applied(object, namespace.as_deref())?;
-    let outcome = match api.get_opt(&name).await.map_err(explain)? {
-        None => {
-            let object: DynamicObject = serde_json::from_value(wanted)?;
-            api.create(&PostParams::default(), &object).await.map_err(explain)?;
-            "created"
+/// Applies objects one after the other, and remembers what the API said about their kinds.
+pub struct Applier {
+    client: Client,
+    kinds: HashMap<GroupVersionKind, (ApiResource, Scope)>,
+}
+
+impl Applier {
+    pub fn new(client: Client) -> Self {
+        Self { client, kinds: HashMap::new() }
+    }
+
+    async fn kind(&mut self, gvk: &GroupVersionKind) -> kube::Result<(ApiResource, Scope)> {
+        if let Some(known) = self.kinds.get(gvk) {
+            return Ok(known.clone());
         }
-        Some(live) => {
-            let last = live
-                .metadata
-                .annotations
-                .as_ref()
-                .and_then(|a| a.get(LAST_APPLIED))
-                .and_then(|a| serde_json::from_str(a).ok())
-                .unwrap_or(Value::Null);
-            let before = live.metadata.resource_version.clone();
-            let patch = Patch::Merge(three_way(&last, &wanted));
-            let after = api.patch(&name, &PatchParams::default(), &patch).await.map_err(explain)?;
-            if after.metadata.resource_version == before { "unchanged" } else { "configured" }
-        }
-    };
-    Ok(Applied { resource: resource_name, outcome, replicas: replicas(object), kind, namespace, name })
+        let (resource, capabilities) = discovery::oneshot::pinned_kind(&self.client, gvk).await?;
+        let found = (resource, capabilities.scope);
+        self.kinds.insert(gvk.clone(), found.clone());
+        Ok(found)
+    }
+
+    pub async fn apply(&mut self, manifest: &Manifest) -> Result<Applied> {
+        let object = &manifest.object;
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let (api_version, kind, name) =
+            (text(&object["apiVersion"]), text(&object["kind"]), text(&object["metadata"]["name"]));
+        let gvk = match api_version.split_once('/') {
+            Some((group, version)) => GroupVersionKind::gvk(group, version, &kind),
+            None => GroupVersionKind::gvk("", &api_version, &kind),
+        };
+        let (resource, scope) = self.kind(&gvk).await.map_err(|_| {
+            anyhow::anyhow!("{}: no matches for kind {kind:?} in version {api_version:?}", manifest.file.display())
+        })?;
+        let client = &self.client;
+        let namespace = (scope == Scope::Namespaced)
+            .then(|| object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned());
+        let api: Api<DynamicObject> = match &namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        let plural = kind.to_lowercase();
+        let resource_name =
+            if gvk.group.is_empty() { format!("{plural}/{name}") } else { format!("{plural}.{}/{name}", gvk.group) };
+        let explain = |e| refusal(e).context(format!("{}: {resource_name}", manifest.file.display()));
+        let wanted = with_last_applied(object, namespace.as_deref())?;
+        let outcome = match api.get_opt(&name).await.map_err(explain)? {
+            None => {
+                let object: DynamicObject = serde_json::from_value(wanted)?;
+                api.create(&PostParams::default(), &object).await.map_err(explain)?;
+                "created"
+            }
+            Some(live) => {
+                let last = live
+                    .metadata
+                    .annotations
+                    .as_ref()
+                    .and_then(|a| a.get(LAST_APPLIED))
+                    .and_then(|a| serde_json::from_str(a).ok())
+                    .unwrap_or(Value::Null);
+                let before = live.metadata.resource_version.clone();
+                let patch = Patch::Merge(three_way(&last, &wanted));
+                let after = api.patch(&name, &PatchParams::default(), &patch).await.map_err(explain)?;
+                if after.metadata.resource_version == before { "unchanged" } else { "configured" }
+            }
+        };
+        Ok(Applied { resource: resource_name, outcome, replicas: replicas(object), kind, namespace, name })
+    }
 }
 
 fn replicas(object: &Value) -> usize {

@@ -1,6 +1,8 @@
 //! The command line: what can be typed, and who carries it out.
 
+mod dns;
 mod down;
+mod proxy;
 mod services;
 mod up;
 
@@ -43,6 +45,15 @@ enum Command {
     /// Show every Service with every way to reach it
     #[command(visible_alias = "lb")]
     Services(Services),
+    /// Look at the load balancer in this machine's kernel
+    Proxy(proxy::Proxy),
+    /// Print the load balancer's live state as ipvsadm would (`-L -n`)
+    Ipvsadm(proxy::Ipvsadm),
+    /// Answer DNS for a cluster, alone, in place of CoreDNS
+    ///
+    /// Names are answered from what the API server says at this moment; every "no" comes with its reason, which dig
+    /// shows. Until the API server has been heard, the answer is SERVFAIL, or the last good state with --keep.
+    Dns(dns::Dns),
     /// Answer HTTP, TCP and UDP with who answers and who asked (the image portolan.dev/echo)
     Echo(echo::Options),
     /// Print a shell completion script
@@ -87,6 +98,9 @@ pub fn run(cli: Cli) -> Result<i32> {
         Command::Up(options) => up::run(options),
         Command::Down(options) => down::run(&options),
         Command::Services(options) => services::run(&options),
+        Command::Proxy(options) => proxy::run(&options),
+        Command::Ipvsadm(options) => proxy::ipvsadm(&options),
+        Command::Dns(options) => dns::run(options),
         Command::Echo(options) => echo::run(&options),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "portolan", &mut std::io::stdout());

@@ -49,6 +49,9 @@ pub struct Options {
     /// Ports for Services of type NodePort
     #[arg(long, value_name = "FROM-TO", default_value = "30000-32767")]
     pub service_node_port_range: PortRange,
+    /// Node addresses at which Services of type NodePort answer (may be given more than once) [default: all]
+    #[arg(long = "nodeport-addresses", value_name = "CIDR", value_delimiter = ',')]
+    pub node_port_addresses: Vec<IpNet>,
     /// Addresses for Services of type LoadBalancer (may be given more than once)
     #[arg(long = "lb-pool", value_name = "CIDR", default_value = "10.112.0.0/24")]
     pub lb_pools: Vec<IpNet>,
@@ -131,10 +134,7 @@ impl Config {
             (8..=24).contains(&pods.prefix_len()),
             "--cluster-cidr {pods}: choose a prefix length from 8 to 24, each node takes a /24 of it"
         );
-        let mut ranges = vec![
-            ("--service-cluster-ip-range", IpNet::V4(services)),
-            ("--cluster-cidr", IpNet::V4(pods)),
-        ];
+        let mut ranges = vec![("--service-cluster-ip-range", IpNet::V4(services)), ("--cluster-cidr", IpNet::V4(pods))];
         ranges.extend(options.lb_pools.iter().map(|p| ("--lb-pool", p.trunc())));
         for (i, (name, net)) in ranges.iter().enumerate() {
             for (other_name, other) in &ranges[..i] {
@@ -158,7 +158,13 @@ impl Config {
             gateway,
             node_ip: options.node_ip.or_else(default_route_address).unwrap_or(IpAddr::V4(gateway)),
             dns_service_ip: nth(services, 10),
-            options: Options { service_cluster_ip_range: services, cluster_cidr: pods, cluster_domain: domain, dirs, ..options },
+            options: Options {
+                service_cluster_ip_range: services,
+                cluster_cidr: pods,
+                cluster_domain: domain,
+                dirs,
+                ..options
+            },
         })
     }
 }

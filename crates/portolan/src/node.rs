@@ -72,6 +72,8 @@ pub fn proxy_config(config: &Config) -> proxy::Config {
         node_name: config.options.node_name.as_str().into(),
         service_cidrs: vec![net(config.options.service_cluster_ip_range)],
         cluster_cidrs: vec![net(config.options.cluster_cidr)],
+        node_port_addresses: config.options.node_port_addresses.clone(),
+        localhost_node_ports: true,
         // Nobody beyond this machine has a route to its pods.
         masquerade_outbound: true,
         pod_interface: Some(agent_config(config).bridge.into()),

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use model::{
     EndpointSlice, IpFamily, Problem, Protocol, Service, ServiceKey, Snapshot,
     map::Map,
-    route::{self, Backend, Frontend, Masquerade, NodeFacts, Route, Routes, Verdict},
+    route::{self, Algorithm, Backend, Frontend, Masquerade, NodeFacts, Route, Routes, Verdict},
 };
 use smallvec::SmallVec;
 
@@ -69,6 +69,9 @@ pub struct Behaviour {
     pub affinity: Option<u32>,
     /// The client must be in one of the frontend's source ranges.
     pub ranged: bool,
+    /// One after the other instead of at random. The counter is in the rule, so every such frontend has a class of its
+    /// own, which this number tells from others.
+    pub round_robin: Option<u32>,
 }
 
 /// Everything the kernel must know of a frontend to pick a slot. Frontends of one class share their chains.
@@ -97,6 +100,9 @@ impl fmt::Display for Class {
         if b.ranged {
             f.write_str("-ranged")?;
         }
+        if let Some(own) = b.round_robin {
+            write!(f, "-rr-{own:08x}")?;
+        }
         Ok(())
     }
 }
@@ -112,12 +118,14 @@ impl Class {
             _ => return None,
         };
         let slots = words.next()?.parse().ok()?;
-        let mut behaviour = Behaviour { node_port, masquerade, outside: None, affinity: None, ranged: false };
+        let mut behaviour =
+            Behaviour { node_port, masquerade, outside: None, affinity: None, ranged: false, round_robin: None };
         while let Some(word) = words.next() {
             match word {
                 "outside" => behaviour.outside = Some(words.next()?.parse().ok()?),
                 "sticky" => behaviour.affinity = Some(words.next()?.parse().ok()?),
                 "ranged" => behaviour.ranged = true,
+                "rr" => behaviour.round_robin = Some(u32::from_str_radix(words.next()?, 16).ok()?),
                 _ => return None,
             }
         }
@@ -360,8 +368,13 @@ impl Desired {
         if let Some(class) = after {
             *self.classes.entry((family, class)).or_default() += 1;
             if !self.behaviours.contains_key(&class.behaviour) {
-                let taken: BTreeSet<u16> = self.behaviours.values().copied().collect();
-                let free = (1..u16::MAX).find(|n| !taken.contains(n)).unwrap_or(u16::MAX);
+                let mut taken = vec![false; usize::from(u16::MAX)];
+                for n in self.behaviours.values() {
+                    if let Some(taken) = taken.get_mut(usize::from(*n)) {
+                        *taken = true;
+                    }
+                }
+                let free = (1..u16::MAX).find(|n| !taken[usize::from(*n)]).unwrap_or(u16::MAX);
                 self.behaviours.insert(class.behaviour, free);
             }
         }
@@ -395,9 +408,17 @@ fn class_of(route: &Route) -> Class {
             outside: route.outside.as_ref().map(|v| size(v.backends())),
             affinity: route.affinity,
             ranged: !route.source_ranges.is_empty(),
+            round_robin: (route.algorithm == Algorithm::RoundRobin).then(|| own_number(&route.frontend)),
         },
         slots: size(route.inside.backends()),
     }
+}
+
+/// FNV-1a: the same wherever and whenever it is computed, without a register of who has which number. Two frontends
+/// with the same number would share a counter, no more.
+fn own_number(frontend: &Frontend) -> u32 {
+    let family = [frontend.family().as_str().as_bytes(), &crate::elements::frontend(frontend)].concat();
+    family.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The slots of one list, and under affinity the picks that lead to them.

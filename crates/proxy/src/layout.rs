@@ -353,7 +353,11 @@ impl Layout<'_> {
     /// Chooses one of `n` slots and translates the destination to what is in it.
     fn pick(&self, class: &Class, list: List, n: u16) -> Vec<Rule> {
         let b = &class.behaviour;
-        let random = |to| Expr::Random { modulus: n.into(), offset: (list as u32) << 16, to: Reg(to) };
+        let (modulus, offset) = (n.into(), (list as u32) << 16);
+        let random = |to| match b.round_robin {
+            Some(_) => Expr::Counter { modulus, offset, to: Reg(to) },
+            None => Expr::Random { modulus, offset, to: Reg(to) },
+        };
         let endpoints = match (b.affinity.is_some(), b.node_port) {
             (false, false) => ENDPOINTS,
             (false, true) => NODEPORT_ENDPOINTS,

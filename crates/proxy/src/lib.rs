@@ -6,11 +6,15 @@ pub mod desired;
 mod elements;
 pub mod flows;
 pub mod forwarding;
+pub mod health;
 pub mod layout;
+mod listen;
+mod loopback;
 pub mod nftables;
 mod print;
 mod run;
 mod slots;
+pub mod table;
 pub mod target;
 mod userdata;
 
@@ -32,6 +36,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNet>,
     /// Node addresses at which nodePorts answer; empty: all but the loopback's.
     pub node_port_addresses: Vec<IpNet>,
+    /// nodePorts answer on the loopback too (TCP), unless `node_port_addresses` excludes it.
+    pub localhost_node_ports: bool,
     /// Masquerade every client of a ClusterIP.
     pub masquerade_all: bool,
     /// Give pods' connections that leave the cluster (for addresses outside `cluster_cidrs` and `service_cidrs`) the
@@ -54,6 +60,7 @@ impl Default for Config {
             service_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
             node_port_addresses: Vec::new(),
+            localhost_node_ports: false,
             masquerade_all: false,
             masquerade_outbound: false,
             pod_interface: None,

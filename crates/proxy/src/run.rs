@@ -14,6 +14,7 @@ use crate::{
     flows,
     forwarding::{self, Gate},
     layout::{self, kernel_family},
+    listen::Listen,
     nftables::Nftables,
     target::{Reconciler, Target},
 };
@@ -27,7 +28,7 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 pub struct Proxy {
     applied: watch::Receiver<u64>,
     desired: watch::Receiver<Arc<Desired>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -38,10 +39,13 @@ impl Proxy {
         stop: CancellationToken,
     ) -> Result<Self, Error> {
         config.validate()?;
-        let gate = config.pod_interface.clone().map(Gate::new);
-        let target = Nftables::new(config, Kernel::open()?);
         let (applied_tx, applied) = watch::channel(0);
         let (desired_tx, desired) = watch::channel(Arc::default());
+        let (healthy, health) = watch::channel(false);
+        let listen =
+            Listen { config: config.clone(), snapshots: snapshots.clone(), desired: desired.clone(), healthy: health };
+        let gate = config.pod_interface.clone().map(Gate::new);
+        let target = Nftables::new(config, Kernel::open()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(Error::Thread)?;
         let mut worker = Worker {
             reconciler: Reconciler::new(target),
@@ -50,12 +54,14 @@ impl Proxy {
             flows: Some(BTreeSet::new()),
             gate_due: gate.is_some(),
             gate,
+            healthy,
         };
+        let listening = listen.spawn(stop.clone()).map_err(Error::Thread)?;
         let thread = std::thread::Builder::new()
             .name("proxy".into())
             .spawn(move || runtime.block_on(worker.run(snapshots, stop)))
             .map_err(Error::Thread)?;
-        Ok(Self { applied, desired, thread: Some(thread) })
+        Ok(Self { applied, desired, threads: vec![thread, listening] })
     }
 
     /// The newest revision that the kernel has taken in; 0 before the first.
@@ -68,12 +74,12 @@ impl Proxy {
         self.desired.clone()
     }
 
-    /// Waits until the thread has ended after its token was cancelled. Blocks.
+    /// Waits until the threads have ended after its token was cancelled. Blocks.
     pub fn join(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the proxy's thread panicked; the rules stay as they are until the next start");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the proxy panicked; the rules stay as they are until the next start");
+            }
         }
     }
 }
@@ -87,6 +93,8 @@ struct Worker {
     gate: Option<Gate>,
     /// Somebody may have changed the firewall since the gate was opened.
     gate_due: bool,
+    /// The last step succeeded.
+    healthy: watch::Sender<bool>,
 }
 
 impl Worker {
@@ -94,7 +102,9 @@ impl Worker {
         let mut retry = RETRY_FIRST;
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
-            let wait = match self.step(&snapshot) {
+            let done = self.step(&snapshot);
+            self.healthy.send_if_modified(|healthy| std::mem::replace(healthy, done.is_ok()) != done.is_ok());
+            let wait = match done {
                 Ok(()) => {
                     retry = RETRY_FIRST;
                     DRIFT

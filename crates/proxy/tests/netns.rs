@@ -9,6 +9,8 @@ mod adopt;
 mod cluster;
 #[path = "support/lab.rs"]
 mod lab;
+#[path = "netns/listen.rs"]
+mod listen;
 #[path = "netns/traffic.rs"]
 mod traffic;
 
@@ -22,6 +24,7 @@ use nix::{
 const TESTS: &[(&str, fn())] = &[
     ("seed_022_cluster_ip_reaches_every_pod", traffic::seed_022_cluster_ip_reaches_every_pod),
     ("seed_065_choice_is_random_and_even", traffic::seed_065_choice_is_random_and_even),
+    ("seed_042_round_robin_takes_turns", traffic::seed_042_round_robin_takes_turns),
     ("seed_035_endpoint_sees_its_own_address", traffic::seed_035_endpoint_sees_its_own_address),
     ("seed_172_each_port_leads_to_its_target", traffic::seed_172_each_port_leads_to_its_target),
     ("seed_039_two_endpoints_share_the_connections", traffic::seed_039_two_endpoints_share_the_connections),
@@ -43,9 +46,13 @@ const TESTS: &[(&str, fn())] = &[
     ("seed_064_load_balancer_address_from_inside", traffic::seed_064_load_balancer_address_from_inside),
     ("pods_leave_with_the_node_s_address", traffic::pods_leave_with_the_node_s_address),
     ("marks_of_others_survive", traffic::marks_of_others_survive),
+    ("health_check_node_port_counts_endpoints_here", listen::health_check_node_port_counts_endpoints_here),
+    ("health_check_follows_node_port_addresses", listen::health_check_follows_node_port_addresses),
+    ("node_port_on_the_loopback", listen::node_port_on_the_loopback),
     ("restart_adopts_and_writes_nothing", adopt::restart_adopts_and_writes_nothing),
     ("incremental_equals_fresh", adopt::incremental_equals_fresh),
     ("nft_lists_and_reloads", adopt::nft_lists_and_reloads),
+    ("seed_043_connections_are_counted", adopt::seed_043_connections_are_counted),
     ("forwarding_is_opened_and_closed_again", adopt::forwarding_is_opened_and_closed_again),
     ("foreign_changes_are_repaired", adopt::foreign_changes_are_repaired),
     ("running_proxy_repairs_and_cleans_up", adopt::running_proxy_repairs_and_cleans_up),

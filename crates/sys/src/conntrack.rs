@@ -7,6 +7,8 @@ use crate::netlink::{Attrs, Encoder, Error, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST
 const CTNL_NEW: u16 = 0;
 const CTNL_GET: u16 = 1;
 const CTNL_DELETE: u16 = 2;
+const TCP_ESTABLISHED: u8 = 3;
+const SCTP_ESTABLISHED: u8 = 4;
 const IPS_DST_NAT: u32 = 1 << 5;
 
 /// One direction of a flow. Ports are 0 for protocols without.
@@ -27,6 +29,8 @@ pub struct Flow {
     pub reply: Tuple,
     /// The destination was translated.
     pub dnat: bool,
+    /// TCP or SCTP between its handshake and its end.
+    pub established: bool,
     /// The original tuple as the kernel sent it, zone included: what a deletion must name.
     raw: Vec<u8>,
     zone: Option<[u8; 2]>,
@@ -109,10 +113,20 @@ fn tuple(a: &Attrs<'_>) -> Option<Tuple> {
     })
 }
 
+/// `CTA_PROTOINFO`: the state is the first attribute of TCP's and of SCTP's part.
+fn established(a: &Attrs<'_>) -> bool {
+    let state = |protocol| {
+        let state = a.nested(4)?.nested(protocol)?.get(1)?;
+        state.first().copied()
+    };
+    state(1) == Some(TCP_ESTABLISHED) || state(3) == Some(SCTP_ESTABLISHED)
+}
+
 fn flow(a: &Attrs<'_>) -> Option<Flow> {
     Some(Flow {
         original: tuple(&a.nested(1)?)?,
         reply: tuple(&a.nested(2)?)?,
+        established: established(a),
         dnat: a.u32(3).unwrap_or(0) & IPS_DST_NAT != 0,
         raw: a.get(1)?.to_vec(),
         zone: a.get(18).and_then(|z| z.try_into().ok()),

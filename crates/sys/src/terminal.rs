@@ -22,8 +22,7 @@ pub fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     let mut name = [0; 256];
     let mut slices = [IoSliceMut::new(&mut name)];
     let mut space = nix::cmsg_space!([i32; 1]);
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(descriptors) = control
             && let Some(fd) = descriptors.first()

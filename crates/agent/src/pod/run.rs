@@ -300,6 +300,9 @@ impl Run<'_> {
             stop_signal: image.stop_signal.as_deref().and_then(signal_number).unwrap_or(Signal::SIGTERM as i32),
             termination_message: termination,
             log: task.dirs.log(name, run),
+            stdin: self.spec.stdin.unwrap_or(false),
+            stdin_once: self.spec.stdin_once.unwrap_or(false),
+            tty: self.spec.tty.unwrap_or(false),
         };
         let lower = image.layers.iter().rev().cloned().collect();
         match ctx.runtime.start(&id, meta, lower, cgroup, &spec).await {

@@ -15,7 +15,7 @@ use tokio::{
     io::AsyncWriteExt,
     net::UnixStream,
     signal::unix::{SignalKind, signal},
-    sync::{Mutex as AsyncMutex, mpsc},
+    sync::{Mutex as AsyncMutex, Notify, mpsc},
     task::JoinSet,
     time::timeout,
 };
@@ -39,6 +39,8 @@ const STALLED: Duration = Duration::from_secs(30);
 const EARLY: usize = 64 << 10;
 /// How long it is kept for a container that expects no input, and so need not expect a client.
 const EARLY_FOR: Duration = Duration::from_secs(10);
+/// How long a program that has ended waits for the one client its input was opened for, to tell it in person.
+const LINGER: Duration = Duration::from_secs(2);
 /// For clients to take the last of the output.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -71,6 +73,8 @@ struct Hub {
     stdin: AsyncMutex<Option<End>>,
     /// For sizes: a writer may hold `stdin` for long.
     terminal: Option<End>,
+    /// Somebody has come.
+    joined: Notify,
 }
 
 /// Carries the streams until the process has ended and all it wrote is handed on; its code and signal. Reaps whatever
@@ -107,6 +111,7 @@ async fn serve(
         clients: Mutex::new(Clients { list: Vec::new(), next: 0, early: Some(VecDeque::new()), early_bytes: 0 }),
         stdin: AsyncMutex::new(console.stdin.filter(|_| order.stdin).map(End::new).transpose()?),
         terminal,
+        joined: Notify::new(),
     });
     let ended = CancellationToken::new();
     let mut reading = JoinSet::new();
@@ -134,6 +139,9 @@ async fn serve(
     // Whatever it wrote before it ended is on its way: the kernel ends its whole pid namespace first.
     ended.cancel();
     while reading.join_next().await.is_some() {}
+    if order.stdin_once && hub.clients().next == 0 {
+        let _ = timeout(LINGER, hub.joined.notified()).await;
+    }
     accepting.abort();
     hub.farewell().await;
     let mut writing = std::mem::take(&mut *writing.lock().unwrap_or_else(PoisonError::into_inner));
@@ -186,6 +194,7 @@ impl Hub {
         let id = clients.next;
         clients.next += 1;
         clients.list.push(Client { id, wants, frames });
+        self.joined.notify_one();
         (id, early, queue)
     }
 

@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use nix::{errno::Errno, sys::wait::{WaitPidFlag, WaitStatus, waitpid}, unistd::Pid};
+use nix::{
+    errno::Errno,
+    sys::wait::{WaitPidFlag, WaitStatus, waitpid},
+    unistd::Pid,
+};
 use sys::{
     process,
     terminal::{self, End},
@@ -142,7 +146,7 @@ fn make(dir: &Path, order: &Order, request: &Request, file: &Path) -> Result<Pro
     let builder = builder(dir, &order.id)?;
     let build = |builder: libcontainer::container::builder::ContainerBuilder| {
         let built = builder.as_tenant().with_process(Some(file)).with_detach(true).build();
-        built.map(Pid::as_raw).map_err(|e| chain(&e))
+        built.map(|pid| pid.as_raw()).map_err(|e| refusal(request, &chain(&e)))
     };
     if request.tty {
         let console = ConsoleSocket::bind(dir)?;
@@ -169,6 +173,15 @@ fn make(dir: &Path, order: &Order, request: &Request, file: &Path) -> Result<Pro
     outputs.push((if request.stdout { frame::STDOUT } else { frame::REQUEST }, out_read));
     outputs.push((if request.stderr { frame::STDERR } else { frame::REQUEST }, err_read));
     Ok(Program { pid, stdin: input, outputs, tty: false })
+}
+
+/// Why the program did not start, in the words of runtimes where they are known.
+fn refusal(request: &Request, cause: &str) -> String {
+    let program = request.args.first().map_or("", String::as_str);
+    if cause.contains("not found in $PATH") {
+        return format!("failed to exec in container: exec: {program:?}: executable file not found in $PATH");
+    }
+    format!("failed to exec in container: {cause}")
 }
 
 /// Carries the program's streams until it has ended or the client is gone.

@@ -306,7 +306,7 @@ async fn evict(api: &Api, call: &Call) -> Result<Response, Failure> {
 async fn log(api: &Api, call: &Call) -> Result<Response, Failure> {
     let (kind, name) = (call.kind(), &*call.target.name);
     let pod = api.get(kind, &call.target.namespace, name)?.value();
-    let container = log_container(&pod, name, call.query.get("container"))?;
+    let container = container_named(&pod, name, call.query.get("container"))?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or("");
     if node.is_empty() {
         return Ok(StatusCode::OK.into_response());
@@ -350,7 +350,7 @@ async fn log(api: &Api, call: &Call) -> Result<Response, Failure> {
 }
 
 /// The container meant; a pod with one needs no name.
-fn log_container(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, Failure> {
+pub(crate) fn container_named(pod: &Value, name: &str, asked: Option<&str>) -> Result<String, Failure> {
     let names = |list: &str| -> Vec<String> {
         let containers = pod["spec"][list].as_array().into_iter().flatten();
         containers.filter_map(|c| c["name"].as_str()).map(str::to_owned).collect()

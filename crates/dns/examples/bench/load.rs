@@ -54,11 +54,12 @@ impl Row {
         ]
     }
 
-    /// Peers that are no resolvers sit out what only resolvers can do; the echo only knows UDP.
+    /// Servers sit out what they cannot do: resolving, or 16 connections.
     pub fn fair(&self, server: &str) -> bool {
         match self.name {
             "ndots" => ["portolan", "unbound", "dnsmasq", "echo"].contains(&server),
-            _ => !(self.tcp && server == "echo"),
+            // dnsmasq makes a process for each connection, and no more than 20.
+            _ => !(self.tcp && ["echo", "dnsmasq"].contains(&server)),
         }
     }
 }

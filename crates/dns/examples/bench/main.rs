@@ -195,7 +195,13 @@ fn compare(options: &Options) -> Fallible<()> {
                 // The first round fills caches, tables and the branch predictor.
                 let length = Duration::from_millis(if round == 0 { 300 } else { options.seconds * 1000 });
                 let before = server.used();
-                let done = load::run(row, socket_of(name), length)?;
+                let done = match load::run(row, socket_of(name), length) {
+                    Ok(done) => done,
+                    Err(error) => {
+                        eprintln!("{name} {}: {error}", row.name);
+                        continue;
+                    }
+                };
                 let used = server.used().saturating_sub(before);
                 if round > 0 {
                     figures.entry(name).or_default().push(done.answers as f64 / used.as_secs_f64() / 1e3);

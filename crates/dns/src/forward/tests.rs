@@ -141,7 +141,7 @@ async fn a_dead_server_is_passed_over() {
     let f = forwarder(&[silent.local_addr().unwrap(), server]);
     assert!(dig(&f, "www.iij.ad.jp", 512).await.contains("202.232.2.180"));
     // From now on the living one is asked first.
-    assert_eq!(f.preferred.load(Ordering::SeqCst), 1);
+    assert_eq!(f.routes[0].preferred.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

@@ -164,7 +164,7 @@ impl Connection<'_> {
             let turn = self.turns.next().unwrap_or_default();
             let (peer, tally) = (&self.peer, &mut self.tally);
             let reaction = self.shared.react(&directory, packet, peer, Transport::Tcp, turn, (&mut room[2..], tally));
-            if let Reaction::Reply(length) = reaction {
+            if let Reaction::Reply(length) | Reaction::Fixed(length, ..) = reaction {
                 room[..2].copy_from_slice(&(length as u16).to_be_bytes());
                 let mut answer = &room[..2 + length];
                 // The common case: one answer, and the socket takes it.
@@ -179,8 +179,8 @@ impl Connection<'_> {
         match reaction {
             // What is no query on a stream is no client either.
             Reaction::Silence => Next::Close,
-            Reaction::Reply(_) if self.out.len() >= FLUSH => Next::Flush,
-            Reaction::Reply(_) => Next::Continue,
+            Reaction::Reply(_) | Reaction::Fixed(..) if self.out.len() >= FLUSH => Next::Flush,
+            Reaction::Reply(_) | Reaction::Fixed(..) => Next::Continue,
             Reaction::Transfer(transfer) => Next::Transfer(transfer),
             Reaction::Forward(ask) => {
                 let Ok(permit) = self.waiting.clone().try_acquire_owned() else { return Next::Full };

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{Config, Error, Server, Upstreams};
 
-const OBJECTS: &str = r#"
+pub const OBJECTS: &str = r#"
 kind: Service
 metadata: { name: nginx }
 spec: { clusterIP: 10.102.97.154, clusterIPs: [10.102.97.154], ports: [{ name: http, port: 80 }] }
@@ -18,28 +18,34 @@ metadata: { name: external-db }
 spec: { type: ExternalName, externalName: www.iij.ad.jp }
 "#;
 
-struct Running {
-    server: Server,
-    snapshots: watch::Sender<Arc<Snapshot>>,
-    snapshot: Snapshot,
+pub struct Running {
+    pub server: Server,
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    pub snapshot: Snapshot,
     stop: CancellationToken,
 }
 
-async fn start(objects: &str, change: impl FnOnce(&mut Config)) -> Running {
+pub async fn start(objects: &str, change: impl FnOnce(&mut Config)) -> Running {
     let mut snapshot = Snapshot::default();
     complete(&mut snapshot);
     documents(objects).iter().for_each(|o| put(&mut snapshot, o));
     let (snapshots, seen) = watch::channel(Arc::new(snapshot.clone()));
+    Running { snapshots, snapshot, ..start_with(seen, change).await }
+}
+
+/// With the snapshots of somebody else.
+pub async fn start_with(seen: watch::Receiver<Arc<Snapshot>>, change: impl FnOnce(&mut Config)) -> Running {
     let mut config = Config::new(zone(), vec!["127.0.0.1:0".parse().unwrap()]);
     config.upstreams = Upstreams::None;
     change(&mut config);
     let stop = CancellationToken::new();
     let server = Server::start(config, seen, stop.clone()).await.unwrap();
-    Running { server, snapshots, snapshot, stop }
+    let snapshots = watch::channel(Arc::default()).0;
+    Running { server, snapshots, snapshot: Snapshot::default(), stop }
 }
 
 impl Running {
-    async fn dig(&self, args: &str) -> String {
+    pub async fn dig(&self, args: &str) -> String {
         let mut command = Command::new("dig");
         let address = self.server.addresses()[0];
         command.args([format!("@{}", address.ip()), "-p".into(), address.port().to_string()]);
@@ -49,7 +55,7 @@ impl Running {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    async fn end(self) {
+    pub async fn end(self) {
         self.stop.cancel();
         self.server.stopped().await;
         // Everything is closed: the port is free again, for UDP and TCP.

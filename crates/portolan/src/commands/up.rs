@@ -19,7 +19,7 @@ use super::Up;
 use crate::{
     admin,
     app::{self, App},
-    apply::{self, Applied, Manifest},
+    apply::{self, Applied, Applier, Manifest},
     config::Config,
     journal, overview,
 };
@@ -75,8 +75,9 @@ enum Never {}
 async fn show(app: &App, manifests: &[Manifest], wait: Duration) -> Result<Never> {
     let mut snapshot = app.snapshot.clone();
     let mut applied = Vec::new();
+    let mut applier = Applier::new(app.client.clone());
     for manifest in manifests {
-        let one = apply::apply(&app.client, manifest).await?;
+        let one = applier.apply(manifest).await?;
         println!("{} {}", one.resource, one.outcome);
         applied.push(one);
     }
@@ -155,7 +156,8 @@ fn passing(reason: &str) -> bool {
 
 fn settled(snapshot: &Snapshot, namespace: &str, name: &str) -> bool {
     let Some(service) = snapshot.services.get(&ObjectKey::new(namespace, name)) else { return false };
-    let addressed = !matches!(&service.exposure, Exposure::LoadBalancer(lb) if lb.ingress.is_empty() && lb.class.is_none());
+    let addressed =
+        !matches!(&service.exposure, Exposure::LoadBalancer(lb) if lb.ingress.is_empty() && lb.class.is_none());
     let Some(selector) = service.selector.as_ref().filter(|s| !s.is_empty()) else { return addressed };
     let pods = snapshot.pods_in(namespace).filter(|p| p.ready && !p.meta.deleting && selects(selector, &p.meta.labels));
     let slices = snapshot.slices_of(&service.meta.key);

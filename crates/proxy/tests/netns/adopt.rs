@@ -104,7 +104,7 @@ fn canonical(d: &Desired) -> Vec<String> {
 }
 
 pub fn incremental_equals_fresh() {
-    let step = (0usize..6, 0u8..6, prop::collection::btree_set(2u8..12, 0..7), 0u8..8);
+    let step = (0usize..6, 0u8..6, prop::collection::btree_set(2u8..12, 0..7), 0u8..16);
     let steps = prop::collection::vec(step, 1..25);
     let mut runner = TestRunner::new(Runs { cases: 24, failure_persistence: None, ..Runs::default() });
     let outcome = runner.run(&steps, |steps| {
@@ -134,6 +134,9 @@ pub fn incremental_equals_fresh() {
                     }
                     let status = json!({"loadBalancer": {"ingress": [{"ip": format!("10.112.0.{service}")}]}});
                     cluster.service(&name, spec, status);
+                    if knobs & 8 != 0 {
+                        cluster.annotate(&name, &[("portolan.dev/balancing", "round-robin")]);
+                    }
                 }
                 let endpoints = endpoints.iter().map(|n| {
                     json!({"addresses": [format!("10.244.0.{n}")],
@@ -218,6 +221,60 @@ pub fn foreign_changes_are_repaired() {
         });
     }
     assert!(host.run("nft list tables").contains("table ip bystander"), "others' tables are left alone");
+}
+
+/// Three connections held open are three active ones; closed, they are inactive. The same without any proxy running.
+pub fn seed_043_connections_are_counted() {
+    use std::io::Read;
+    let mut b = Bench::new(2);
+    let ports = json!([{"port": 80, "targetPort": 9000, "protocol": "TCP", "nodePort": 30080}]);
+    b.web(json!({"type": "NodePort", "ports": ports}));
+    for pod in &b.lab.pods {
+        pod.at(|| {
+            let listener = std::net::TcpListener::bind("0.0.0.0:9000").expect("a port");
+            std::thread::spawn(move || {
+                for mut client in listener.incoming().flatten() {
+                    std::thread::spawn(move || client.read(&mut [0]));
+                }
+            });
+        });
+    }
+    b.cluster.endpoints("web", &[("", "TCP", 9000)], "node", &["10.244.0.2", "10.244.0.3"]);
+    b.cluster.service(
+        "none",
+        json!({"clusterIP": "10.96.0.11", "clusterIPs": ["10.96.0.11"],
+        "ports": [{"port": 80, "protocol": "TCP"}]}),
+        Value::Null,
+    );
+    b.sync();
+    let look = |b: &Bench| b.lab.node.at(|| proxy::table::Live::read().unwrap_or_else(|e| panic!("{e}")));
+    let sum = |b: &Bench, at: usize| {
+        let endpoints = &look(b).rows()[at].endpoints;
+        assert_eq!(endpoints.len(), 2);
+        endpoints.iter().fold((0, 0), |s, e| (s.0 + e.connections.active, s.1 + e.connections.inactive))
+    };
+    let rows = look(&b).rows();
+    let seen: Vec<(&str, &str, u16)> = rows.iter().map(|r| (r.service.as_str(), r.scheduler, r.port)).collect();
+    assert_eq!(seen, [("default/web", "random", 80), ("", "reject", 80), ("default/web", "random", 30080)]);
+    assert_eq!(sum(&b, 0), (0, 0));
+    let dial = |to: &'static str| b.lab.node.at(move || std::net::TcpStream::connect(to).expect("connected"));
+    let held: Vec<_> = (0..3).map(|_| dial("10.96.0.10:80")).collect();
+    let other = dial("192.0.2.1:30080");
+    assert_eq!((sum(&b, 0), sum(&b, 2)), ((3, 0), (1, 0)));
+    let printed = look(&b).ipvsadm(&["10.244.0.1".parse().expect("ip"), "192.0.2.1".parse().expect("ip")]);
+    let lines: Vec<&str> = printed.lines().map(str::trim_end).collect();
+    assert_eq!(lines[3], "TCP  10.96.0.10:80 random", "{printed}");
+    assert!(lines[4].starts_with("  -> 10.244.0.2:9000              Masq    1      "), "{printed}");
+    assert!(lines[6..].contains(&"TCP  10.96.0.11:80 random"), "{printed}");
+    assert!(
+        lines.contains(&"TCP  10.244.0.1:30080 random") && lines.contains(&"TCP  192.0.2.1:30080 random"),
+        "{printed}"
+    );
+    drop((held, other));
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while sum(&b, 0) != (0, 3) {
+        assert!(std::time::Instant::now() < deadline, "closed ones are inactive: {:?}", sum(&b, 0));
+    }
 }
 
 /// A Docker host: iptables' chain drops what is forwarded. And an administrator's own, which is left alone.

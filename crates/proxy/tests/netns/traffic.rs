@@ -127,6 +127,40 @@ pub fn seed_065_choice_is_random_and_even() {
     assert!(cycle < 500, "consecutive picks follow a cycle");
 }
 
+pub fn seed_042_round_robin_takes_turns() {
+    let mut b = Bench::new(2);
+    let ports = json!([{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30080}]);
+    b.web(json!({"type": "NodePort", "ports": ports}));
+    b.cluster.annotate("web", &[("portolan.dev/balancing", "round-robin")]);
+    // Another one of the same kind has turns of its own.
+    b.cluster.service(
+        "other",
+        json!({"clusterIP": "10.96.0.11", "clusterIPs": ["10.96.0.11"],
+        "ports": [{"port": 80, "protocol": "TCP"}]}),
+        Value::Null,
+    );
+    b.cluster.annotate("other", &[("portolan.dev/balancing", "round-robin")]);
+    b.cluster.endpoints("other", &[("", "TCP", 8080)], "node", &["10.244.0.2", "10.244.0.3"]);
+    b.sync();
+    let node = &b.lab.node;
+    let name = |to: &str| node.dial(to).expect("an answer").0;
+    for to in ["10.96.0.10:80", "192.0.2.1:30080"] {
+        let four: Vec<String> = (0..4).map(|_| (name(to), drop(name("10.96.0.11:80"))).0).collect();
+        assert!(four[0] != four[1] && four[0] == four[2] && four[1] == four[3], "{to}: {four:?}");
+    }
+    let printed = node.at(|| proxy::table::Live::read().unwrap_or_else(|e| panic!("{e}")).ipvsadm(&[]));
+    assert!(printed.contains("TCP  10.96.0.10:80 rr\n"), "{printed}");
+    let listing = node.run("nft list ruleset");
+    assert!(listing.contains("numgen inc mod 2"), "{listing}");
+    b.restart();
+    b.sync();
+    assert!(b.last_is_empty(), "a restart recognises it");
+    b.cluster.annotate("web", &[("portolan.dev/balancing", "alphabetical")]);
+    b.sync();
+    let printed = b.lab.node.at(|| proxy::table::Live::read().unwrap_or_else(|e| panic!("{e}")).ipvsadm(&[]));
+    assert!(printed.contains("TCP  10.96.0.10:80 random\n"), "an unknown one is the default: {printed}");
+}
+
 pub fn seed_035_endpoint_sees_its_own_address() {
     let mut b = Bench::new(2);
     b.web(json!({}));
@@ -325,7 +359,8 @@ pub fn pods_leave_with_the_node_s_address() {
     b.lab.outside.echo("outside", 7000);
     b.lab.node.echo("node", 7000);
     // An endpoint outside the cluster, as one written by hand for a database would be.
-    let spec = json!({"clusterIP": "10.96.0.20", "clusterIPs": ["10.96.0.20"], "ports": [{"port": 7, "protocol": "TCP"}]});
+    let spec =
+        json!({"clusterIP": "10.96.0.20", "clusterIPs": ["10.96.0.20"], "ports": [{"port": 7, "protocol": "TCP"}]});
     b.cluster.service("database", spec, Value::Null);
     b.cluster.slice("database", &[("", "TCP", 7000)], vec![json!({"addresses": ["192.0.2.2"]})]);
     b.web(json!({}));

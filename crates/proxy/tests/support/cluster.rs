@@ -58,6 +58,15 @@ impl Cluster {
         }));
     }
 
+    /// Replaces a Service's annotations.
+    pub fn annotate(&mut self, name: &str, annotations: &[(&str, &str)]) {
+        let key = ObjectKey::new("default", name);
+        let mut service = (**self.snapshot.services.get(&key).expect("the service")).clone();
+        service.meta.annotations = annotations.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        self.snapshot.revision += 1;
+        self.snapshot.services.insert(key, Arc::new(service));
+    }
+
     /// All endpoints of a Service in one slice, ready, on `node`.
     pub fn endpoints(&mut self, service: &str, ports: &[(&str, &str, u16)], node: &str, ips: &[&str]) {
         let endpoints: Vec<Value> =

@@ -17,7 +17,11 @@ pub struct Packet {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    Translated { to: IpAddr, port: u16, masqueraded: bool },
+    Translated {
+        to: IpAddr,
+        port: u16,
+        masqueraded: bool,
+    },
     Dropped,
     Refused,
     Untouched,
@@ -224,7 +228,7 @@ impl Machine<'_> {
                 Some(Value::Verdict(v)) => return Step::Verdict(v),
                 _ => return Step::Break,
             },
-            Expr::Random { modulus, offset, to } => {
+            Expr::Random { modulus, offset, to } | Expr::Counter { modulus, offset, to } => {
                 self.put(*to, &(self.dice % modulus + offset).to_ne_bytes());
             }
             Expr::Dynset { op, set, key, data, .. } => {

@@ -246,8 +246,13 @@ fn expr(name: &str, a: &Attrs<'_>) -> Option<Expr> {
                 },
             }
         }
-        "numgen" if a.u32(3)? == 1 => {
-            Expr::Random { to: reg(a, 1)?, modulus: a.u32(2)?, offset: a.u32(4).unwrap_or(0) }
+        "numgen" => {
+            let (to, modulus, offset) = (reg(a, 1)?, a.u32(2)?, a.u32(4).unwrap_or(0));
+            match a.u32(3)? {
+                0 => Expr::Counter { modulus, offset, to },
+                1 => Expr::Random { modulus, offset, to },
+                _ => return None,
+            }
         }
         "dynset" => {
             let op = a.u32(3)?;

@@ -275,7 +275,7 @@ fn name(x: &Expr) -> &str {
         Expr::Bitwise { .. } => "bitwise",
         Expr::Cmp { .. } => "cmp",
         Expr::Lookup { .. } | Expr::VerdictMap { .. } => "lookup",
-        Expr::Random { .. } => "numgen",
+        Expr::Random { .. } | Expr::Counter { .. } => "numgen",
         Expr::Dynset { .. } => "dynset",
         Expr::Dnat { .. } => "nat",
         Expr::Masquerade => "masq",
@@ -349,12 +349,8 @@ fn body(e: &mut Encoder, x: &Expr) {
             e.u32(2, reg(*from));
             e.u32(3, 0);
         }
-        Expr::Random { modulus, offset, to } => {
-            e.u32(1, reg(*to));
-            e.u32(2, *modulus);
-            e.u32(3, 1);
-            e.u32(4, *offset);
-        }
+        Expr::Random { modulus, offset, to } => number(e, 1, *modulus, *offset, *to),
+        Expr::Counter { modulus, offset, to } => number(e, 0, *modulus, *offset, *to),
         Expr::Dynset { op, set, key, data, timeout } => {
             e.text(1, set);
             e.u32(3, set_op(*op));
@@ -380,6 +376,14 @@ fn body(e: &mut Encoder, x: &Expr) {
         }
         Expr::Foreign(_) => {}
     }
+}
+
+/// `NFT_NG_INCREMENTAL` (0) or `NFT_NG_RANDOM` (1).
+fn number(e: &mut Encoder, generator: u32, modulus: u32, offset: u32, to: Reg) {
+    e.u32(1, reg(to));
+    e.u32(2, modulus);
+    e.u32(3, generator);
+    e.u32(4, offset);
 }
 
 pub(super) fn set_op(op: SetOp) -> u32 {

@@ -109,6 +109,12 @@ pub enum Expr {
         offset: u32,
         to: Reg,
     },
+    /// `numgen inc mod modulus offset offset`, host order: a counter of this very rule.
+    Counter {
+        modulus: u32,
+        offset: u32,
+        to: Reg,
+    },
     /// Changes a dynamic set from the packet path. `timeout` in milliseconds, 0 for none.
     Dynset {
         op: SetOp,
