@@ -100,7 +100,8 @@ fn pods_reach_the_world_with_the_node_s_address() {
     let pod = world.toolbox(&kubectl, "outbound-client");
     let listener = world.outside().enter(|| Ok(TcpListener::bind((OUTSIDE_ADDRESS, 0))?)).expect("a listener");
     let address = listener.local_addr().expect("its address");
-    let mut stream = pod.enter(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(5))?)).expect("a way out");
+    let mut stream =
+        pod.enter(|| Ok(TcpStream::connect_timeout(&address, Duration::from_secs(5))?)).expect("a way out");
     let (accepted, client) = listener.accept().expect("the pod's connection");
     assert_eq!(client.ip().to_string(), NODE_ADDRESS);
     drop(accepted);

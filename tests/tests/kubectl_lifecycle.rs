@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use portolan_tests::{SOON, answers, cluster_ip, deployment, example};
 use rand::Rng;
+use testkit::place::Running;
 use testkit::program::{binary, portolan, traces};
 use testkit::wait::pause;
 use testkit::{Kubectl, Lab, Up, until};
@@ -137,6 +138,47 @@ fn a_second_up_on_the_same_directory_is_refused_in_one_sentence() {
     let kubectl = Kubectl::new(&lab).expect("kubectl");
     kubectl.run("get services").ok();
     drop(first);
+}
+
+#[test]
+fn a_second_up_with_directories_of_its_own_leaves_the_first_alone() {
+    let lab = lab("other");
+    let first = start(&lab, &[]);
+    let before = settled(&lab);
+    let arguments = ["--data-dir=/run/other/data", "--run-dir=/run/other/run", "--secure-port=7443"];
+    let exit = Up::spawn(&lab, &arguments).expect("it starts").wait().expect("it ends");
+    assert_eq!(exit.status.code(), Some(1));
+    assert!(exit.log.contains("another portolan runs on this machine"), "{}", exit.log);
+    nothing_left(&lab, &before);
+    assert!(first.interrupt().expect("it ends").status.success());
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_nothing_and_a_hangup_leaves_nothing() {
+    let lab = lab("pipe");
+    let before = traces(&lab).expect("traces");
+    let mut command = lab.node().command("sh");
+    // Both outputs go to a reader that takes one line and ends.
+    let line = format!("{} up 2>&1 | head -1; exec sleep 1000", binary().expect("a program").display());
+    let shell =
+        Running::spawn(command.args(["-c", &line]).stdin(Stdio::null()).stdout(Stdio::null())).expect("a shell");
+    let kubectl = Kubectl::new(&lab).expect("kubectl");
+    until(SOON, "the API", || kubectl.run("get --raw /readyz").result());
+    // What changes is printed to nobody.
+    kubectl.run("create service clusterip a --tcp=80").ok();
+    until(SOON, "the Service in the table", || {
+        let table = portolan(&lab, "services").map_err(|e| e.to_string())?.ok();
+        if table.contains("default/a ") { Ok(()) } else { Err(table) }
+    });
+    let instance = lab.node().sh("cat /run/portolan/instance.json").ok();
+    let pid = instance.split("\"pid\":").nth(1).and_then(|r| r.split([',', '}']).next()).expect("a pid").to_owned();
+    assert_eq!(lab.node().sh(&format!("kill -HUP {pid}")).code, 0);
+    until(SOON, "the end", || {
+        let left = lab.node().sh("ls -d /run/portolan");
+        if left.code == 0 { Err(left.stdout) } else { Ok(()) }
+    });
+    drop(shell);
+    nothing_left(&lab, &before);
 }
 
 #[test]

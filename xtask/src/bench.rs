@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: the figures of `docs/benchmarks.md`, each measured in a private world on the release build.
 
+mod dns;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -25,7 +27,13 @@ pub fn run(parts: &[String]) -> Result<()> {
         cargo(root, &["build", "--release", "--package", "portolan"])?;
         testkit::program::use_binary(root.join("target").join(host()?).join("release/portolan"));
     }
-    let all = [("start", start as fn() -> Result<String>), ("apply", apply), ("memory", memory), ("sync", sync)];
+    let all = [
+        ("start", start as fn() -> Result<String>),
+        ("apply", apply),
+        ("memory", memory),
+        ("sync", sync),
+        ("dns", dns::run),
+    ];
     for part in parts {
         if !all.iter().any(|(name, _)| name == part) {
             bail!("no benchmark {part:?}; there are {}", all.map(|(name, _)| name).join(", "));

@@ -232,7 +232,9 @@ impl Agent {
         // What containers find must not depend on the umask of whoever typed the command; shims inherit it from here.
         umask(Mode::S_IWGRP | Mode::S_IWOTH);
         let (data, run) = (&config.data_dir, &config.run_dir);
-        for dir in [data.join("containers"), data.join("images"), data.join("pods"), run.join("containers"), run.join("ns")] {
+        for dir in
+            [data.join("containers"), data.join("images"), data.join("pods"), run.join("containers"), run.join("ns")]
+        {
             // Environments and volumes hold Secrets, layers hold setuid programs: neither is for the host's other users.
             fs::create_dir_all(&dir)
                 .and_then(|()| fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)))

@@ -206,10 +206,14 @@ fn run(dir: &Path) -> Result<(), String> {
     let (builder, console) = console(dir, &order)?;
     process::set_sigpipe_ignored(false).map_err(|e| context("reset SIGPIPE")(&e))?;
     let mut container = builder.as_init(dir).with_systemd(false).with_detach(true).build().map_err(|e| chain(&e))?;
-    if let Err(e) = container.start() {
-        let _ = container.delete(true);
-        return Err(chain(&e));
-    }
+    let started = console.opened(dir).and_then(|console| container.start().map(|()| console).map_err(|e| chain(&e)));
+    let console = match started {
+        Ok(console) => console,
+        Err(why) => {
+            let _ = container.delete(true);
+            return Err(why);
+        }
+    };
     // The container's score was inherited from this process, which must outlive it when memory runs out.
     let _ = fs::write("/proc/self/oom_score_adj", "-998");
     process::set_sigpipe_ignored(true).map_err(|e| context("ignore SIGPIPE")(&e))?;
@@ -224,7 +228,6 @@ fn run(dir: &Path) -> Result<(), String> {
         let _ = dup2_stdout(&null);
     }
 
-    let console = console.opened()?;
     let ended = attach::attend(&order, pid, log, console, listener);
     let (code, signal) = ended.map_err(|e| context("attend the container")(&e))?;
     let exit = Exit { code, signal, oom: oom_killed(&order.cgroup), at: Timestamp::now() };
@@ -245,13 +248,13 @@ enum Streams {
 }
 
 impl Streams {
-    /// The shim's ends, once the container has started.
-    fn opened(self) -> Result<attach::Console, String> {
+    /// The shim's ends, once the container's process waits for its start.
+    fn opened(self, dir: &Path) -> Result<attach::Console, String> {
         let socket = match self {
             Self::Pipes(console) => return Ok(console),
             Self::Terminal(socket) => socket,
         };
-        let terminal = socket.take()?;
+        let terminal = socket.take(dir)?;
         let input = terminal.try_clone().map_err(|e| format!("copy a descriptor: {e}"))?;
         Ok(attach::Console { stdin: Some(input), outputs: vec![(crilog::Stream::Stdout, terminal)] })
     }
@@ -285,12 +288,18 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// A program that opens `/dev/stdout` anew is asked for its rights to the pipe.
 fn own_by_user(dir: &Path, pipes: &[&OwnedFd]) -> io::Result<()> {
-    let spec: serde_json::Value = read_json(&dir.join("config.json"))?;
-    let id = |name: &str| spec["process"]["user"][name].as_u64().and_then(|n| u32::try_from(n).ok());
+    let (uid, gid) = user(dir)?;
     for pipe in pipes {
-        fchown(pipe, id("uid").map(Uid::from_raw), id("gid").map(Gid::from_raw))?;
+        fchown(pipe, uid.map(Uid::from_raw), gid.map(Gid::from_raw))?;
     }
     Ok(())
+}
+
+/// The numbers of the container's user and group.
+fn user(dir: &Path) -> io::Result<(Option<u32>, Option<u32>)> {
+    let spec: serde_json::Value = read_json(&dir.join("config.json"))?;
+    let id = |name: &str| spec["process"]["user"][name].as_u64().and_then(|n| u32::try_from(n).ok());
+    Ok((id("uid"), id("gid")))
 }
 
 /// Unmounts every namespace file below `path` except those this container's spec refers to.

@@ -25,8 +25,8 @@ use model::admit::allocate::Allocations;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{create::NewObject, subresources::container_named};
 pub use self::reply::Form;
+pub(crate) use self::{create::NewObject, subresources::container_named};
 use crate::{
     NodeDialer,
     auth::{self, Action, Authenticator, User},

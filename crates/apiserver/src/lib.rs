@@ -57,8 +57,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// How requests that only a pod's node can answer (its logs, its ports) reach that node.
 pub trait NodeDialer: Send + Sync {
-    /// `request` has a kubelet's path: `/containerLogs/{namespace}/{pod}/{container}?...`. The error says why the node
-    /// cannot be reached.
+    /// `request` has a kubelet's path: `/containerLogs/{namespace}/{pod}/{container}?...`, or `/exec/...` and `/attach/...`,
+    /// whose bodies carry [`stream`]'s frames both ways at once. The error says why the node cannot be reached.
     fn request(&self, node: &str, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, String>>;
 
     /// A connection to a port of a pod, for port-forward. Unless the node knows better, to the pod's address.

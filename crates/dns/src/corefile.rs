@@ -63,7 +63,10 @@ impl Directive<'_> {
 }
 
 /// Directives up to the end of the text or of a block.
-fn directives<'a>(lines: &mut impl Iterator<Item = (usize, &'a str)>, nested: bool) -> Result<Vec<Directive<'a>>, Refused> {
+fn directives<'a>(
+    lines: &mut impl Iterator<Item = (usize, &'a str)>,
+    nested: bool,
+) -> Result<Vec<Directive<'a>>, Refused> {
     let mut all = Vec::new();
     let mut last = 0;
     while let Some((line, text)) = lines.next() {
@@ -223,7 +226,11 @@ impl Corefile {
             }
             match server_address(server) {
                 Some(address) => servers.push(address),
-                None => return d.refuse(format!("forward to {server}: only plain addresses, with or without a port, are asked")),
+                None => {
+                    return d.refuse(format!(
+                        "forward to {server}: only plain addresses, with or without a port, are asked"
+                    ));
+                }
             }
         }
         if servers.is_empty() {

@@ -192,7 +192,8 @@ impl Forwarder {
     /// Asks one server, soon a second one too, and takes the first good answer.
     async fn race(&self, key: &Key) -> Result<Arc<Response>, Failure> {
         let Ok(_permit) = self.permits.try_acquire() else { return Err(Failure::Overloaded) };
-        let route = Name::read(key.name(), 0).and_then(|(n, _)| self.routes.iter().find(|r| n.below(&r.zone).is_some()));
+        let route =
+            Name::read(key.name(), 0).and_then(|(n, _)| self.routes.iter().find(|r| n.below(&r.zone).is_some()));
         let Some(route) = route else { return Err(Failure::NoServers) };
         let servers = route.servers.current();
         if servers.is_empty() {

@@ -17,8 +17,8 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZero,
-    path::PathBuf,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -83,6 +83,9 @@ pub struct Config {
     pub identity: String,
     /// UDP threads and sockets per address; `None` for one per core.
     pub threads: Option<NonZero<usize>>,
+    /// Let another server with this setting listen on the same addresses: the next one is started before this one is
+    /// stopped, and nobody finds the port closed. Without it a second server is told that the port is taken.
+    pub share_port: bool,
     /// Listen on addresses that do not exist yet (`IP_FREEBIND`).
     pub freebind: bool,
     /// Where `/metrics`, `/health` and `/ready` are served, if anywhere.
@@ -108,6 +111,7 @@ impl Config {
             search_path: true,
             identity: String::new(),
             threads: None,
+            share_port: false,
             freebind: false,
             metrics: None,
         }
@@ -183,6 +187,7 @@ impl Server {
             zone: config.zone,
             forwarder: Arc::new(Forwarder::new(outside, own.collect(), metrics.clone())),
             metrics,
+            threads: (sockets.udp.len() / addresses.len().max(1)) as u32,
             sources,
             stale: AtomicBool::new(stale),
             transfer_to: config.transfer_to,
@@ -279,7 +284,7 @@ fn bind(config: &Config) -> Result<Sockets, Error> {
     for wanted in &config.listen {
         // TCP first: it does not share its port, so a second server finds out here.
         let failed = |what| move |source| Error::Bind { what, address: *wanted, source };
-        let listener = listen(*wanted, config.freebind).map_err(failed("DNS over TCP"))?;
+        let listener = listen(*wanted, config.freebind, config.share_port).map_err(failed("DNS over TCP"))?;
         let address = listener.local_addr().map_err(failed("DNS over TCP"))?;
         for _ in 0..threads {
             sockets.udp.push(serve::udp::bind(address, config.freebind).map_err(failed("DNS over UDP"))?);
@@ -289,18 +294,19 @@ fn bind(config: &Config) -> Result<Sockets, Error> {
     }
     if let Some(address) = config.metrics {
         let failed = |source| Error::Bind { what: "DNS metrics", address, source };
-        sockets.metrics = Some(listen(address, config.freebind).map_err(failed)?);
+        sockets.metrics = Some(listen(address, config.freebind, config.share_port).map_err(failed)?);
     }
     Ok(sockets)
 }
 
-fn listen(address: SocketAddr, freebind: bool) -> io::Result<std::net::TcpListener> {
+fn listen(address: SocketAddr, freebind: bool, share: bool) -> io::Result<std::net::TcpListener> {
     let socket = socket2::Socket::new(
         socket2::Domain::for_address(address),
         socket2::Type::STREAM,
         Some(socket2::Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
     match address {
         SocketAddr::V4(_) => socket.set_freebind_v4(freebind)?,
         SocketAddr::V6(_) => {

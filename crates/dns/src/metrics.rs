@@ -123,7 +123,8 @@ impl Metrics {
         let cache_misses = counter("coredns_cache_misses", "Questions for upstream that were not remembered");
         let forward_requests = counter("coredns_forward_requests", "Questions to upstream servers");
         let ignored = counter("portolan_dns_ignored", "Packets that were no queries and got no answer");
-        let limited = counter("portolan_dns_limited", "Queries told to come by TCP because their source asks too often");
+        let limited =
+            counter("portolan_dns_limited", "Queries told to come by TCP because their source asks too often");
         let delay = Histogram::new(exponential_buckets(0.000_01, 4.0, 9));
         registry.register(
             "portolan_dns_event_to_answer_seconds",

@@ -35,6 +35,8 @@ pub struct Shared {
     pub zone: Zone,
     pub forwarder: Arc<Forwarder>,
     pub metrics: Arc<Metrics>,
+    /// UDP sockets at each address.
+    pub threads: u32,
     pub sources: Sources,
     /// Answers come from what an earlier process left on disk.
     pub stale: AtomicBool,
@@ -108,7 +110,8 @@ impl Shared {
         let mut fixed = false;
         let outcome = if self.sources.allows(directory, peer.ip()) {
             // Cookies are of one client, staleness of one moment, and the end of a walk depends on who walks.
-            fixed = query.edns.is_none_or(|e| e.reply.octets().is_empty()) && !answer::depends_on_client(directory, &query);
+            fixed =
+                query.edns.is_none_or(|e| e.reply.octets().is_empty()) && !answer::depends_on_client(directory, &query);
             answer::answer(directory, &query, room, terms)
         } else {
             let text = format!("{} is not among the sources that this server answers", peer.ip().to_canonical());

@@ -24,7 +24,7 @@ const SLOTS: usize = 4096;
 /// Entries of a list of those who ask most.
 const TOP: usize = 128;
 /// One query in so many is looked at for those lists.
-pub const SAMPLE: u64 = 64;
+pub const SAMPLE: u64 = 256;
 
 /// The rules about sources.
 pub struct Sources {
@@ -67,7 +67,8 @@ impl Sources {
     pub fn follow(&self, snapshot: &Snapshot) {
         if self.cluster {
             let nodes = snapshot.nodes.values();
-            let all = nodes.flat_map(|n| n.addresses.iter().map(|a| IpNet::from(*a)).chain(n.pod_cidrs.iter().copied()));
+            let all =
+                nodes.flat_map(|n| n.addresses.iter().map(|a| IpNet::from(*a)).chain(n.pod_cidrs.iter().copied()));
             self.nodes.store(all.collect::<Vec<_>>().into());
         }
     }
@@ -165,7 +166,7 @@ mod tests {
         let report = sources.report();
         let first = report.lines().nth(2).unwrap();
         assert!(first.ends_with("\t0.0.0.1"), "{report}");
-        assert!(report.contains("640000\tweb.default.svc.cluster.local. A"), "{report}");
+        assert!(report.contains("2560000\tweb.default.svc.cluster.local. A"), "{report}");
         assert!(report.lines().count() < 2 * TOP);
     }
 }

@@ -4,7 +4,10 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::fs::PermissionsExt,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -72,12 +75,24 @@ pub fn lock(dirs: &Dirs) -> Result<Lock> {
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
             let pid = fs::read_to_string(&path).unwrap_or_default();
             bail!(
-                "another portolan (process {pid}) uses the data directory {}; stop it with `portolan down`, or choose another --data-dir and --run-dir",
+                "another portolan (process {pid}) uses the data directory {}; stop it with `portolan down`",
                 dir.display()
             )
         }
         Err((_, error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
+}
+
+/// The bridge and the kernel's table exist once in a network namespace, and so may the program. An abstract Unix socket
+/// belongs to the namespace and goes with the process, however that ends.
+fn lock_node() -> Result<UnixListener> {
+    let name = std::os::unix::net::SocketAddr::from_abstract_name("portolan")?;
+    UnixListener::bind_addr(&name).map_err(|e| match e.kind() {
+        ErrorKind::AddrInUse => anyhow::anyhow!(
+            "another portolan runs on this machine and owns the bridge portolan0 and the nftables table portolan; stop it with `portolan down` (with its --run-dir, if it has one of its own)"
+        ),
+        _ => anyhow::anyhow!("cannot tell whether another portolan runs here: {e}"),
+    })
 }
 
 /// What `down` must know about an instance that may have been killed.
@@ -179,7 +194,7 @@ pub struct App {
     pub client: Client,
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
     parts: Parts,
-    _lock: Lock,
+    _locks: (Lock, UnixListener),
 }
 
 /// What has been started so far and has to be ended in order, whether or not the start came to its end.
@@ -214,7 +229,7 @@ impl Parts {
 impl App {
     /// Nothing is left behind on an error, nor when `interrupted` comes first; then there is no `App`.
     pub async fn start(config: Config, interrupted: impl Future<Output = ()>) -> Result<Option<Self>> {
-        let lock = lock(&config.options.dirs)?;
+        let locks = (lock(&config.options.dirs)?, lock_node()?);
         // What can fail for reasons of the host comes first, while there is nothing to take back.
         let listener = listen((Ipv4Addr::LOCALHOST, config.options.secure_port).into())?;
         let mut parts = Parts::default();
@@ -233,7 +248,7 @@ impl App {
             }
         };
         match composed {
-            Some(Ok((client, snapshot))) => Ok(Some(Self { config, client, snapshot, parts, _lock: lock })),
+            Some(Ok((client, snapshot))) => Ok(Some(Self { config, client, snapshot, parts, _locks: locks })),
             failed => {
                 let ended = parts.end(&config).await;
                 match (failed, ended) {

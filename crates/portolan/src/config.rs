@@ -68,7 +68,7 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS")]
     pub node_ip: Option<IpAddr>,
     /// Port of the API server on loopback
-    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    #[arg(long, value_name = "PORT", default_value_t = 6443, value_parser = clap::value_parser!(u16).range(1..))]
     pub secure_port: u16,
     /// Pull images of a registry from somewhere else, such as docker.io=http://127.0.0.1:5000 (may be given more than once)
     #[arg(long = "registry-mirror", value_name = "HOST=URL")]

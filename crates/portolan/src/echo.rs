@@ -3,6 +3,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
+use crate::say::say;
 use anyhow::{Context, Result};
 use axum::{Router, extract::ConnectInfo, routing::get};
 use tokio::{
@@ -94,7 +95,7 @@ pub async fn run(options: &Options) -> Result<i32> {
         tasks.spawn(serve_udp(UdpSocket::bind(any(port)).await.with_context(|| format!("UDP port {port}"))?));
     }
     let list = |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-    println!("{} answers HTTP on {} and TCP and UDP on {}", pod(), list(&options.http), list(&options.echo));
+    say!("{} answers HTTP on {} and TCP and UDP on {}", pod(), list(&options.http), list(&options.echo));
     // As process 1 of a container, signals without a handler are ignored: take them.
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {

@@ -9,10 +9,13 @@ mod echo;
 mod journal;
 mod node;
 mod overview;
+mod say;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use say::note;
 
 fn main() -> ExitCode {
     // A container's shim is this binary again. It forks, so it must be reached before any thread exists.
@@ -24,7 +27,7 @@ fn main() -> ExitCode {
     match commands::run(commands::Cli::parse()) {
         Ok(code) => exit(code),
         Err(error) => {
-            eprintln!("{} {error:#}", commands::style_error("error:"));
+            note!("{} {error:#}", commands::style_error("error:"));
             ExitCode::FAILURE
         }
     }

@@ -40,5 +40,13 @@ impl Gate {
 
 /// Takes back what any proxy opened.
 pub fn close() -> Result<(), Error> {
-    Kernel::open()?.retract_forwarding(layout::TABLE).map(drop)
+    let mut kernel = Kernel::open()?;
+    // Somebody may change the firewall between looking and removing.
+    for _ in 0..5 {
+        match kernel.retract_forwarding(layout::TABLE) {
+            Err(Error::Interrupted | Error::Refused { .. }) => {}
+            done => return done.map(drop),
+        }
+    }
+    kernel.retract_forwarding(layout::TABLE).map(drop)
 }

@@ -150,7 +150,11 @@ impl Worker {
         if self.gate_due
             && let Some(gate) = &mut self.gate
         {
-            gate.open()?;
+            // Services work without it: the rules are in the kernel whatever becomes of this. When somebody changed
+            // the firewall meanwhile, the next look notices and tries again.
+            if let Err(error) = gate.open() {
+                tracing::warn!("cannot see whether the firewall lets pods' packets through: {error}");
+            }
             self.gate_due = false;
         }
         Ok(())

@@ -73,6 +73,11 @@ fn policies_and_terminating_endpoints() {
 }
 
 #[test]
+fn algorithms() {
+    insta::assert_snapshot!(run(include_str!("golden/algorithms.yaml")));
+}
+
+#[test]
 fn bad_input_and_collisions() {
     insta::assert_snapshot!(run(include_str!("golden/bad.yaml")));
 }

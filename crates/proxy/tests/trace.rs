@@ -43,22 +43,26 @@ struct Plan {
     external_local: bool,
     sticky: bool,
     ranged: bool,
+    round_robin: bool,
     /// Last byte, state, on this node.
     endpoints: Vec<(u8, u8, bool)>,
 }
 
 fn any_plan() -> impl Strategy<Value = Plan> {
     let kind = prop::sample::select(vec!["ClusterIP", "NodePort", "LoadBalancer"]);
-    let flags = prop::array::uniform4(any::<bool>());
+    let flags = prop::array::uniform5(any::<bool>());
     let endpoints = prop::collection::vec((2u8..20, 0u8..3, any::<bool>()), 0..6);
-    (kind, flags, endpoints).prop_map(|(kind, [internal_local, external_local, sticky, ranged], endpoints)| Plan {
-        kind,
-        internal_local,
-        external_local: external_local && kind != "ClusterIP",
-        sticky,
-        ranged: ranged && kind == "LoadBalancer",
-        endpoints,
-    })
+    (kind, flags, endpoints).prop_map(
+        |(kind, [internal_local, external_local, sticky, ranged, round_robin], endpoints)| Plan {
+            kind,
+            internal_local,
+            external_local: external_local && kind != "ClusterIP",
+            sticky,
+            ranged: ranged && kind == "LoadBalancer",
+            round_robin,
+            endpoints,
+        },
+    )
 }
 
 fn apply(cluster: &mut Cluster, n: usize, plan: &Plan) {
@@ -87,6 +91,9 @@ fn apply(cluster: &mut Cluster, n: usize, plan: &Plan) {
         _ => Value::Null,
     };
     cluster.service(&name, spec, status);
+    if plan.round_robin {
+        cluster.annotate(&name, &[(route::BALANCING, "round-robin")]);
+    }
     let endpoint = |(last, state, here): &(u8, u8, bool)| {
         json!({"addresses": [format!("10.244.{}.{last}", u8::from(!here))], "nodeName": if *here { "node" } else { "other" },
             "conditions": {"ready": *state == 0, "serving": *state < 2, "terminating": *state > 0}})

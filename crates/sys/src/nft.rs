@@ -13,8 +13,8 @@ use smallvec::SmallVec;
 
 pub use crate::netlink::Error;
 use crate::netlink::Socket;
-pub use forward::Forwarding;
 pub use expr::{Cmp, CtKey, Expr, Header, MetaKey, Reg, Reject, Rule, SetOp};
+pub use forward::Forwarding;
 
 /// Key or data of an element: the concatenated fields, each padded to four bytes, in network order except for
 /// host-endian types (marks, class ids, numgen slots).

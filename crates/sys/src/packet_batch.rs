@@ -68,8 +68,7 @@ impl PacketBatch {
         };
         for i in 0..count {
             let at = i * size;
-            batch.incoming[i] =
-                libc::iovec { iov_base: batch.received[at..].as_mut_ptr().cast(), iov_len: size };
+            batch.incoming[i] = libc::iovec { iov_base: batch.received[at..].as_mut_ptr().cast(), iov_len: size };
             let header = &mut batch.incoming_headers[i].msg_hdr;
             header.msg_name = (&raw mut batch.peers[i]).cast();
             header.msg_namelen = ADDRESS_ROOM;
@@ -149,7 +148,12 @@ impl PacketBatch {
             // SAFETY: outgoing headers `done..count` were written just above: each points to one iovec inside `replies` and to
             // one address inside `peers`, alive and not borrowed otherwise during the call.
             let n = unsafe {
-                libc::sendmmsg(fd, self.outgoing_headers[done..].as_mut_ptr(), (count - done) as u32, libc::MSG_NOSIGNAL)
+                libc::sendmmsg(
+                    fd,
+                    self.outgoing_headers[done..].as_mut_ptr(),
+                    (count - done) as u32,
+                    libc::MSG_NOSIGNAL,
+                )
             };
             match usize::try_from(n) {
                 Ok(n) if n > 0 => {
@@ -181,6 +185,26 @@ fn to_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
         }
         _ => None,
     }
+}
+
+/// Sends all new datagrams for the sockets that share this one's address (`SO_REUSEPORT`) to the one that was bound as
+/// number `index` among them, from 0. While there are not so many, the kernel spreads them as before.
+#[expect(unsafe_code, reason = "no safe wrapper for SO_ATTACH_REUSEPORT_CBPF")]
+pub fn steer(socket: impl AsFd, index: u32) -> io::Result<()> {
+    // BPF_RET | BPF_K: the program's result is the number.
+    let mut filter = [libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: index }];
+    let program = libc::sock_fprog { len: 1, filter: filter.as_mut_ptr() };
+    // SAFETY: socket(7): the option takes a sock_fprog, whose filter is one instruction that lives until the call returns.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -34,6 +34,21 @@ pub fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     Err(io::Error::other("the message carries no terminal"))
 }
 
+/// Gives a terminal to a user: who it does not belong to cannot open `/dev/tty`'s device or `/dev/stdout` anew. Works from
+/// the master, wherever the terminal's file system is mounted.
+#[allow(unsafe_code, reason = "no safe wrapper for TIOCGPTPEER in nix")]
+pub fn give(master: &OwnedFd, uid: u32) -> io::Result<()> {
+    // SAFETY: TIOCGPTPEER takes open(2) flags as its argument and reads no memory of ours.
+    let fd =
+        unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and the number is kept nowhere else.
+    let slave = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(nix::unistd::fchown(&slave, Some(nix::unistd::Uid::from_raw(uid)), None)?)
+}
+
 /// One end of a pipe, or the master of a terminal.
 pub struct End(AsyncFd<File>);
 
@@ -92,7 +107,9 @@ mod tests {
         let rights = [pair.master.as_raw_fd()];
         let control = [ControlMessage::ScmRights(&rights)];
         sendmsg::<()>(there.as_raw_fd(), &[IoSlice::new(b"x")], &control, MsgFlags::empty(), None).expect("send");
-        let end = End::new(receive(&here).expect("received")).expect("registered");
+        let master = receive(&here).expect("received");
+        give(&master, nix::unistd::geteuid().as_raw()).expect("given");
+        let end = End::new(master).expect("registered");
         drop(pair.master);
         end.resize(132, 43).expect("resize");
         end.write_all(b"hello\n").await.expect("write");

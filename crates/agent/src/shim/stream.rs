@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Order, builder, chain,
     frame::{self, Request, Size},
-    own_by_user, pipe, read_json,
+    own_by_user, pipe, read_json, user,
 };
 
 /// Frames on their way to a client.
@@ -90,9 +90,13 @@ impl ConsoleSocket {
     }
 
     /// The terminal of a program that was started with [`Self::path`].
-    pub fn take(self) -> Result<OwnedFd, String> {
+    /// It is given to the user of the container in `dir`.
+    pub fn take(self, dir: &Path) -> Result<OwnedFd, String> {
         let (socket, _) = self.listener.accept().map_err(|e| format!("wait for the terminal: {e}"))?;
-        terminal::receive(&socket).map_err(|e| format!("take the terminal: {e}"))
+        let master = terminal::receive(&socket).map_err(|e| format!("take the terminal: {e}"))?;
+        let (uid, _) = user(dir).map_err(|e| format!("read the container's user: {e}"))?;
+        terminal::give(&master, uid.unwrap_or(0)).map_err(|e| format!("give the terminal to its user: {e}"))?;
+        Ok(master)
     }
 }
 
@@ -151,7 +155,7 @@ fn make(dir: &Path, order: &Order, request: &Request, file: &Path) -> Result<Pro
     if request.tty {
         let console = ConsoleSocket::bind(dir)?;
         let pid = build(builder.with_console_socket(Some(console.path())))?;
-        let terminal = console.take()?;
+        let terminal = console.take(dir)?;
         let input = terminal.try_clone().map_err(failed("copy a descriptor"))?;
         return Ok(Program { pid, stdin: Some(input), outputs: vec![(frame::STDOUT, terminal)], tty: true });
     }

@@ -74,6 +74,7 @@ fn main() {
         a_user_has_no_capabilities_and_signals_are_normal,
         the_umask_of_whoever_starts_it_changes_nothing,
         a_killed_agents_pods_are_adopted,
+        a_terminal_is_kept_over_a_killed_agent,
         a_stopped_agents_pods_start_again,
         cleanup_leaves_nothing,
     );
@@ -359,7 +360,9 @@ async fn the_umask_of_whoever_starts_it_changes_nothing() {
         assert!(text.contains("localhost") && text.contains("nameserver"), "{text}");
         // Containers' environments and volumes hold Secrets.
         let (data, run) = (&node.config.data_dir, &node.config.run_dir);
-        for dir in [data.join("pods"), data.join("images"), data.join("containers"), run.join("containers"), run.join("ns")] {
+        for dir in
+            [data.join("pods"), data.join("images"), data.join("containers"), run.join("containers"), run.join("ns")]
+        {
             let mode = std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o700, "{} with umask {strictness:03o}", dir.display());
         }
@@ -437,7 +440,10 @@ async fn a_killed_agents_pods_are_adopted() {
     assert!(get(ip(&after), 8080).await.ends_with("stays"));
     // The pod that the API forgot meanwhile is ended.
     let refused = async {
-        while tokio::net::TcpStream::connect((orphan_ip, 8080)).await.is_ok() {
+        // A packet on its way to an address that just went away is answered by nobody, for as long as TCP likes.
+        let connect =
+            || tokio::time::timeout(Duration::from_secs(1), tokio::net::TcpStream::connect((orphan_ip, 8080)));
+        while matches!(connect().await, Ok(Ok(_))) {
             tokio::task::yield_now().await;
         }
     };
@@ -470,6 +476,61 @@ async fn hundred() {
     let began = Instant::now();
     node.end().await;
     println!("shutdown after {:?}", began.elapsed());
+}
+
+/// Attaches to a container's terminal, types a line, and waits for what it answers.
+async fn type_into(node: &Node, pod: &str, line: &str, answer: &str) {
+    use axum::{body::Body, http::Request};
+    use futures::StreamExt;
+    use tower::ServiceExt;
+    // One frame: the channel of the input, a length, the bytes.
+    let frame = [&[0][..], &(line.len() as u32).to_be_bytes(), line.as_bytes()].concat();
+    let uri = format!("/attach/default/{pod}/c?input=1&output=1&tty=1");
+    let attach = || {
+        let typed = futures::stream::iter([Ok::<_, std::io::Error>(frame.clone())]).chain(futures::stream::pending());
+        node.agent.router().oneshot(Request::post(&uri).body(Body::from_stream(typed)).unwrap())
+    };
+    // An agent that has just begun has yet to find the pods it adopts.
+    let found = async {
+        loop {
+            let response = attach().await.unwrap();
+            if response.status() == 200 {
+                break response;
+            }
+            assert_eq!(response.status(), 404);
+            tokio::task::yield_now().await;
+        }
+    };
+    let response = tokio::time::timeout(Duration::from_secs(20), found).await.expect("the pod");
+    let mut screen = response.into_body().into_data_stream();
+    let mut shown = Vec::new();
+    let reading = async {
+        while !String::from_utf8_lossy(&shown).contains(answer) {
+            shown.extend_from_slice(&screen.next().await.expect("more").expect("bytes"));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), reading).await.expect("an answer");
+}
+
+async fn a_terminal_is_kept_over_a_killed_agent() {
+    let doomed = doomed();
+    let begun = doomed.spawn(async {
+        let first = node().await;
+        let path = first.run("shell", &["parrot"], json!({"c.stdin": true, "c.tty": true}));
+        let before = first.ready(&path).await;
+        type_into(&first, "shell", "hello\n", "heard hello\r\n").await;
+        (first, path, before)
+    });
+    let (first, path, before) = begun.await.expect("the first agent");
+    let (api, config, dir) = (first.api.clone(), first.config.clone(), first.dir.clone());
+    kill(doomed).await;
+    drop(first);
+    let second = begin(&api, config, dir).await;
+    let after = second.ready(&path).await;
+    let id = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    assert_eq!(id(&before), id(&after));
+    type_into(&second, "shell", "again\n", "heard again\r\n").await;
+    second.end().await;
 }
 
 async fn a_stopped_agents_pods_start_again() {

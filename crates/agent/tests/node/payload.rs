@@ -54,6 +54,12 @@ pub fn main(args: &[String]) -> Option<i32> {
                 std::thread::park();
             }
         }
+        ["parrot"] => {
+            for line in std::io::stdin().lines() {
+                println!("heard {}", line.expect("a line"));
+            }
+            Some(0)
+        }
         ["lines", n] => {
             for i in 0..n.parse::<u32>().expect("number") {
                 println!("line {i}");

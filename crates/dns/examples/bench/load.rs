@@ -32,15 +32,9 @@ impl Row {
         let row = |name, title, tcp, expect, questions| Row { name, title, tcp, questions, expect };
         vec![
             row("a", "ClusterIP A", false, &[(0, 1)], || each(|i| format!("s-{i}.default.svc.cluster.local"), 1)),
-            row("nxdomain", "NXDOMAIN", false, &[(3, 0)], || {
-                each(|i| format!("no-{i}.default.svc.cluster.local"), 1)
-            }),
-            row("srv", "SRV", false, &[(0, 1)], || {
-                each(|i| format!("_http._tcp.s-{i}.default.svc.cluster.local"), 33)
-            }),
-            row("aaaa", "AAAA, no data", false, &[(0, 0)], || {
-                each(|i| format!("s-{i}.default.svc.cluster.local"), 28)
-            }),
+            row("nxdomain", "NXDOMAIN", false, &[(3, 0)], || each(|i| format!("no-{i}.default.svc.cluster.local"), 1)),
+            row("srv", "SRV", false, &[(0, 1)], || each(|i| format!("_http._tcp.s-{i}.default.svc.cluster.local"), 33)),
+            row("aaaa", "AAAA, no data", false, &[(0, 0)], || each(|i| format!("s-{i}.default.svc.cluster.local"), 28)),
             row("headless-100", "headless, 100 endpoints, TCP", true, &[(0, 100)], || {
                 vec![query(1, "h-100.default.svc.cluster.local", 1)]
             }),

@@ -1,11 +1,6 @@
 //! Other name servers, from Debian's packages unpacked under a root, with the same names.
 
-use std::{
-    fmt::Write,
-    fs,
-    path::Path,
-    process::Command,
-};
+use std::{fmt::Write, fs, path::Path, process::Command};
 
 use crate::{Fallible, address_of, data, serve::UPSTREAM};
 
@@ -58,7 +53,10 @@ fn of(root: &Path, work: &Path, services: usize) -> Fallible<Vec<Named>> {
         }
     }
     let (address, port) = UPSTREAM.split_once(':').ok_or("an address with a port")?;
-    write!(unbound, "forward-zone:\n  name: \".\"\n  forward-addr: {address}@{port}\nremote-control:\n  control-enable: no\n")?;
+    write!(
+        unbound,
+        "forward-zone:\n  name: \".\"\n  forward-addr: {address}@{port}\nremote-control:\n  control-enable: no\n"
+    )?;
     fs::write(work.join("hosts"), hosts)?;
     writeln!(dnsmasq, "addn-hosts={dir}/hosts\nserver={address}#{port}\npid-file={dir}/dnsmasq.pid")?;
 
@@ -73,7 +71,11 @@ fn of(root: &Path, work: &Path, services: usize) -> Fallible<Vec<Named>> {
         fs::write(&file, text)?;
         let mut command = Command::new(root.join("usr/sbin").join(program));
         for argument in arguments.iter().filter(|a| !a.is_empty()) {
-            if *argument == "FILE" { command.arg(&file) } else { command.arg(argument) };
+            if *argument == "FILE" {
+                command.arg(&file)
+            } else {
+                command.arg(argument)
+            };
         }
         let libraries = ["usr/lib", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu"];
         let libraries: Vec<_> = libraries.iter().map(|l| root.join(l).display().to_string()).collect();

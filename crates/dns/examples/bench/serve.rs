@@ -7,11 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use model::{names::Zone, parse::Parser};
 use portolan_dns::{Config, Server, Upstreams};
-use model::{
-    names::Zone,
-    parse::Parser,
-};
 use serde_json::json;
 use sys::packet_batch::PacketBatch;
 use tokio::sync::watch;

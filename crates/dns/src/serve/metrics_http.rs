@@ -56,7 +56,13 @@ fn ready(shared: &Shared) -> (&'static str, &'static str, String) {
         (Some(kind), _) => format!("waiting for the list of {kind:?} objects\n"),
     };
     for (kind, listed) in directory.listed() {
-        let state = if stale { "stale" } else if listed { "listed" } else { "waiting" };
+        let state = if stale {
+            "stale"
+        } else if listed {
+            "listed"
+        } else {
+            "waiting"
+        };
         body.push_str(&format!("{kind:?}: {state}\n"));
     }
     let status = if directory.unlisted().is_none() { "200 OK" } else { "503 Service Unavailable" };

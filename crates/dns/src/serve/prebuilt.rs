@@ -190,7 +190,10 @@ mod tests {
             for turn in 0..20 {
                 let mut room = vec![0; 2048];
                 let (length, ..) = kept.answer(&asked, turn, &mut room).unwrap();
-                let (ours, long) = (Message::from_vec(&room[..length]).unwrap(), Message::from_vec(&answer_to(&d, &asked, None, turn)).unwrap());
+                let (ours, long) = (
+                    Message::from_vec(&room[..length]).unwrap(),
+                    Message::from_vec(&answer_to(&d, &asked, None, turn)).unwrap(),
+                );
                 let sorted = |m: &Message| {
                     let mut all: Vec<_> = m.answers.iter().map(ToString::to_string).collect();
                     all.sort();

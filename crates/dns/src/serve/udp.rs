@@ -4,11 +4,11 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use sys::packet_batch::PacketBatch;
+use sys::packet_batch::{PacketBatch, steer};
 use tokio::{runtime::Handle, sync::Semaphore};
 
 use super::{
@@ -16,8 +16,8 @@ use super::{
     prebuilt::{self, Prebuilt},
 };
 use crate::{
-    sources::SAMPLE,
     metrics::{Tally, Transport},
+    sources::SAMPLE,
     wire::{HEADER, Query, Rcode, UDP_MAX, Writer},
 };
 
@@ -28,6 +28,9 @@ const ROOM: usize = 2048;
 const _: () = assert!(ROOM >= UDP_MAX);
 /// How long a thread sleeps in the kernel before it looks whether it should end.
 const LOOK: Duration = Duration::from_millis(250);
+/// A socket to which nothing has come for so long is empty.
+const DRAIN: Duration = Duration::from_millis(20);
+const DRAIN_AT_MOST: Duration = Duration::from_millis(500);
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Datagrams that wait for an upstream answer, per socket.
 const MAX_WAITING: usize = 4096;
@@ -55,9 +58,24 @@ pub fn serve(shared: &Arc<Shared>, socket: &Arc<UdpSocket>, runtime: &Handle) {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let mut batch = PacketBatch::new(BATCH, ROOM);
     let (mut turns, mut tally, mut prebuilt) = (Turns::new(), Tally::default(), Prebuilt::new());
-    while !shared.is_stopped() {
+    let mut draining: Option<Instant> = None;
+    loop {
+        if draining.is_none() && shared.is_stopped() {
+            // From now on everything goes to the server that has bound the address behind us, if there is one. What has
+            // come to us already is answered before the socket is closed.
+            draining = Some(Instant::now());
+            let _ = steer(&**socket, shared.threads);
+            if socket.set_read_timeout(Some(DRAIN)).is_err() {
+                return;
+            }
+        }
+        // Where nobody takes over, questions go on coming.
+        if draining.is_some_and(|since| since.elapsed() > DRAIN_AT_MOST) {
+            return;
+        }
         let count = match batch.receive(&**socket) {
             Ok(count) => count,
+            Err(e) if draining.is_some() && e.kind() == io::ErrorKind::WouldBlock => return,
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 prebuilt.rest();
                 continue;

@@ -165,3 +165,41 @@ async fn stub_domains_and_hosts_have_their_own_answers() {
     assert!(s.dig("other.example").await.contains("status: SERVFAIL"));
     s.end().await;
 }
+
+/// Servers take over from each other under a stream of questions; each has its answer.
+#[tokio::test]
+async fn users_10_servers_take_over_without_a_gap() {
+    let first = start(OBJECTS, |c| c.share_port = true).await;
+    let address = first.server.addresses()[0];
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asking = tokio::task::spawn_blocking({
+        let done = done.clone();
+        move || {
+            let asked = packet("nginx.default.svc.cluster.local");
+            let (mut sent, mut lost) = (0, 0);
+            while !done.load(Ordering::SeqCst) {
+                // A socket each, so that the kernel spreads them over all servers.
+                let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                socket.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+                socket.send_to(&asked, address).unwrap();
+                sent += 1;
+                lost += usize::from(socket.recv(&mut [0; 512]).is_err());
+            }
+            (sent, lost)
+        }
+    });
+    let mut running = first;
+    for _ in 0..5 {
+        let next = start(OBJECTS, |c| {
+            c.share_port = true;
+            c.listen = vec![address];
+        })
+        .await;
+        running.retire().await;
+        running = next;
+    }
+    done.store(true, Ordering::SeqCst);
+    let (sent, lost) = asking.await.unwrap();
+    assert!(sent > 50 && lost == 0, "{lost} of {sent} lost");
+    running.end().await;
+}

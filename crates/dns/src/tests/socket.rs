@@ -55,6 +55,12 @@ impl Running {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Stops while others go on at the same address.
+    pub async fn retire(self) {
+        self.stop.cancel();
+        self.server.stopped().await;
+    }
+
     pub async fn end(self) {
         self.stop.cancel();
         self.server.stopped().await;

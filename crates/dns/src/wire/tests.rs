@@ -200,3 +200,48 @@ proptest! {
         let _ = crate::forward::Response::new(&octets);
     }
 }
+
+/// What a packet brings about is in order: nothing for an answer, else an answer with its id, no longer than was allowed.
+fn harmless(d: &model::names::Directory, packet: &[u8]) {
+    let mut room = vec![0; 4096];
+    let length = match Query::parse(packet) {
+        Ok(query) => {
+            let terms = Terms { limit: query.udp_limit(), turn: 7, recursion: true, client: None };
+            match answer::answer(d, &query, &mut room, terms) {
+                Outcome::Reply(length, _) => {
+                    assert!(length <= query.udp_limit() && Message::parse(&room[..length]).is_some(), "{packet:x?}");
+                    length
+                }
+                Outcome::Ask(_) => return,
+            }
+        }
+        Err(Malformed::Code(rcode)) => header_only(packet, rcode, &mut room),
+        Err(Malformed::Silence) => return,
+    };
+    assert!(
+        length >= HEADER && packet[2] & 0x80 == 0 && room[2] & 0x80 != 0 && room[..2] == packet[..2],
+        "{packet:x?}"
+    );
+}
+
+#[test]
+fn the_corpus_does_no_harm_however_it_is_damaged() {
+    let d = tests::directory(OBJECTS);
+    let mut count = 0;
+    for line in include_str!("corpus.txt").lines().filter(|l| !l.starts_with('#')) {
+        let digits: String = line.split_whitespace().collect();
+        let octets = (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap());
+        let packet: Vec<u8> = octets.collect();
+        harmless(&d, &packet);
+        for at in 0..packet.len() {
+            harmless(&d, &packet[..at]);
+            for value in 0..=255 {
+                let mut damaged = packet.clone();
+                damaged[at] = value;
+                harmless(&d, &damaged);
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 90_000);
+}

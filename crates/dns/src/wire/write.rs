@@ -166,7 +166,14 @@ impl<'b> Writer<'b> {
 
     /// The SOA of a zone whose name stands in the question, the commonest "no" of all, in one piece. `owner` is the offset
     /// of the zone's name.
-    pub fn zone_soa(&mut self, section: Section, owner: usize, ttl: u32, serial: u32, minimum: u32) -> Result<(), Full> {
+    pub fn zone_soa(
+        &mut self,
+        section: Section,
+        owner: usize,
+        ttl: u32,
+        serial: u32,
+        minimum: u32,
+    ) -> Result<(), Full> {
         #[rustfmt::skip]
         const PATTERN: [u8; 54] = *b"\xc0\x00\x00\x06\x00\x01\0\0\0\0\x00\x2a\
             \x02ns\x03dns\xc0\x00\x0ahostmaster\xc0\x00\

@@ -58,6 +58,9 @@ pub struct Dns {
     /// Keep the last good state here, and answer from it after a restart until the API server has been heard
     #[arg(long, value_name = "FILE")]
     keep: Option<PathBuf>,
+    /// Share the ports with another `portolan dns` that says so too: start the new one, then stop the old one
+    #[arg(long)]
+    share_port: bool,
     /// Let pods walk their search path themselves, instead of answering at its first step
     #[arg(long)]
     no_search_path: bool,
@@ -152,6 +155,7 @@ fn config(options: Dns, corefile: Option<&str>) -> Result<dns::Config> {
     config.transfer_to.extend(options.transfer_to);
     config.source_rate = options.source_rate;
     config.keep = options.keep;
+    config.share_port = options.share_port;
     config.search_path &= !options.no_search_path;
     Ok(config)
 }

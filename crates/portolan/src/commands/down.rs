@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Down;
 use crate::app::{self, Instance};
+use crate::say::note;
 
 /// A pod may take its whole grace period to end; the instance itself cuts that short when it stops.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -16,7 +17,7 @@ pub fn run(options: &Down) -> Result<i32> {
     match Instance::read(dirs)? {
         Some(instance) => {
             if let Some(process) = instance.process()? {
-                eprintln!("stopping process {}", instance.pid);
+                note!("stopping process {}", instance.pid);
                 process.terminate().context("could not signal the running instance")?;
                 if !process.wait(PATIENCE) {
                     bail!(
@@ -29,17 +30,17 @@ pub fn run(options: &Down) -> Result<i32> {
             }
             // After a clean stop there is nothing left to find; after a kill there is.
             if Instance::read(dirs)?.is_some() {
-                eprintln!("removing what process {} left", instance.pid);
+                note!("removing what process {} left", instance.pid);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(app::sweep(&instance.config()?))?;
             }
         }
         None => {
-            eprintln!("nothing runs in {}", dirs.run_dir.display());
+            note!("nothing runs in {}", dirs.run_dir.display());
             return purge(options);
         }
     }
-    eprintln!("stopped; nothing is left on the host");
+    note!("stopped; nothing is left on the host");
     purge(options)
 }
 
@@ -48,7 +49,7 @@ fn purge(options: &Down) -> Result<i32> {
     if options.purge && dirs.data_dir.exists() {
         let _lock = app::lock(dirs)?;
         std::fs::remove_dir_all(&dirs.data_dir).with_context(|| format!("{}", dirs.data_dir.display()))?;
-        eprintln!("removed {}", dirs.data_dir.display());
+        note!("removed {}", dirs.data_dir.display());
     }
     Ok(0)
 }

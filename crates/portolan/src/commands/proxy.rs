@@ -8,6 +8,7 @@ use comfy_table::{Table, presets::NOTHING};
 use proxy::table::{Live, Row};
 
 use crate::app;
+use crate::say::say;
 
 #[derive(Args, Debug)]
 pub struct Proxy {
@@ -45,9 +46,9 @@ pub fn run(options: &Proxy) -> Result<i32> {
         Command::Table(output) => {
             let rows = live("portolan proxy table")?.rows();
             if output.output == "json" {
-                println!("{}", serde_json::to_string_pretty(&rows)?);
+                say!("{}", serde_json::to_string_pretty(&rows)?);
             } else {
-                println!("{}", table(&rows));
+                say!("{}", table(&rows));
             }
         }
         Command::Cleanup => {

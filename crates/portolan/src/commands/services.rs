@@ -3,14 +3,15 @@
 use anyhow::Result;
 
 use super::Services;
+use crate::say::say;
 use crate::{admin, overview};
 
 pub fn run(options: &Services) -> Result<i32> {
     let rows: Vec<overview::Row> = admin::get_json(&options.dirs.admin_socket(), "/services")?;
     if options.output == "json" {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        say!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        println!("{}", overview::table(&rows));
+        say!("{}", overview::table(&rows));
     }
     Ok(0)
 }

@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::Up;
+use crate::say::{note, say};
 use crate::{
     admin,
     app::{self, App},
@@ -46,7 +47,12 @@ fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let ansi = console::colors_enabled_stderr();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr)
+        .try_init();
 }
 
 async fn foreground(config: Config, manifests: Vec<Manifest>, wait: Duration, begun: Instant) -> Result<i32> {
@@ -57,7 +63,7 @@ async fn foreground(config: Config, manifests: Vec<Manifest>, wait: Duration, be
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {}, _ = hangup.recv() => {} }
     });
     let Some(app) = App::start(config, &mut stopped).await? else { return Ok(130) };
-    println!("Ready after {} ms.", begun.elapsed().as_millis());
+    say!("Ready after {} ms.", begun.elapsed().as_millis());
     let outcome = tokio::select! {
         r = show(&app, &manifests, wait) => match r {
             Ok(never) => match never {},
@@ -65,7 +71,7 @@ async fn foreground(config: Config, manifests: Vec<Manifest>, wait: Duration, be
         },
         () = &mut stopped => Ok(0),
     };
-    eprintln!("stopping");
+    note!("stopping");
     app.stop().await?;
     outcome
 }
@@ -78,7 +84,7 @@ async fn show(app: &App, manifests: &[Manifest], wait: Duration) -> Result<Never
     let mut applier = Applier::new(app.client.clone());
     for manifest in manifests {
         let one = applier.apply(manifest).await?;
-        println!("{} {}", one.resource, one.outcome);
+        say!("{} {}", one.resource, one.outcome);
         applied.push(one);
     }
     if !applied.is_empty() {
@@ -91,7 +97,7 @@ async fn show(app: &App, manifests: &[Manifest], wait: Duration) -> Result<Never
         let now = snapshot.borrow_and_update().clone();
         let time = clock();
         for line in journal::lines(&last, &now) {
-            println!("{} {line}", style(&time).dim());
+            say!("{} {line}", style(&time).dim());
         }
         last = now;
     }
@@ -103,11 +109,11 @@ fn clock() -> String {
 
 fn print_ways(app: &App, snapshot: &Snapshot) {
     let rows = overview::rows(snapshot, &admin::place(&app.config));
-    println!("\n{}\n", overview::table(&rows));
-    println!("DNS answers at {} for pods and this machine.", app.config.dns_service_ip);
-    println!("For kubectl, in another terminal:\n");
-    println!("    {}\n", style(format!("export KUBECONFIG={}", app.config.options.dirs.kubeconfig().display())).bold());
-    println!("Ctrl-C stops it and removes everything it made. What changes from here on:\n");
+    say!("\n{}\n", overview::table(&rows));
+    say!("DNS answers at {} for pods and this machine.", app.config.dns_service_ip);
+    say!("For kubectl, in another terminal:\n");
+    say!("    {}\n", style(format!("export KUBECONFIG={}", app.config.options.dirs.kubeconfig().display())).bold());
+    say!("Ctrl-C stops it and removes everything it made. What changes from here on:\n");
 }
 
 /// What the applied workloads and Services still lack.
@@ -182,12 +188,12 @@ async fn wait_for_pods(
         if p.ready >= wanted && p.settled {
             bar.finish_and_clear();
             if wanted > 0 {
-                println!("{wanted} of {wanted} pods are ready.");
+                say!("{wanted} of {wanted} pods are ready.");
             }
             return Ok(());
         }
         if p.reason.is_some() && p.reason != last_reason {
-            bar.suspend(|| println!("waiting for {}", p.reason.as_deref().unwrap_or_default()));
+            bar.suspend(|| say!("waiting for {}", p.reason.as_deref().unwrap_or_default()));
             last_reason.clone_from(&p.reason);
         }
         let changed = tokio::time::timeout_at(deadline, snapshot.changed()).await;
@@ -196,7 +202,7 @@ async fn wait_for_pods(
             Err(_) => {
                 bar.finish_and_clear();
                 let reason = p.reason.map(|r| format!(" ({r})")).unwrap_or_default();
-                println!("{} of {wanted} pods are ready after {} s{reason}; going on.", p.ready, patience.as_secs());
+                say!("{} of {wanted} pods are ready after {} s{reason}; going on.", p.ready, patience.as_secs());
                 return Ok(());
             }
         }
