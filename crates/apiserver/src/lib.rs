@@ -16,7 +16,8 @@ use std::{
 use axum::{
     Extension, Router,
     body::Body,
-    middleware::{from_fn, from_fn_with_state},
+    extract::State,
+    middleware::{Next, from_fn, from_fn_with_state},
     response::IntoResponse,
     routing::get,
 };
@@ -92,6 +93,9 @@ impl NodeDialer for LocalNode {
     }
 }
 
+/// See [`Config::settled`].
+pub type Settled = Arc<dyn Fn(u64) -> BoxFuture<'static, ()> + Send + Sync>;
+
 #[derive(Clone)]
 pub struct Config {
     /// Holds `state.redb`, `token` and `pki/`. Made when missing.
@@ -110,6 +114,9 @@ pub struct Config {
     /// More names and addresses for the server's certificate.
     pub extra_sans: Vec<String>,
     pub nodes: Arc<dyn NodeDialer>,
+    /// Called with the revision of the newest write to Services before such a write is answered to an outside client:
+    /// resolves when this machine's DNS and load balancer have taken it in. It bounds its own time.
+    pub settled: Option<Settled>,
     /// Warn users of v1 Endpoints that EndpointSlices replace them, as upstream does since 1.33.
     pub endpoints_warning: bool,
 }
@@ -143,6 +150,7 @@ impl Config {
             port: 6443,
             extra_sans: Vec::new(),
             nodes: Arc::new(NoNodes),
+            settled: None,
             endpoints_warning: true,
         }
     }
@@ -182,6 +190,7 @@ pub struct ApiServer {
     api: Api,
     tls: Arc<rustls::ServerConfig>,
     kubeconfig: PathBuf,
+    settled: Option<Settled>,
 }
 
 impl ApiServer {
@@ -210,8 +219,9 @@ impl ApiServer {
         });
         bootstrap::bootstrap(&api, &config).await?;
         tokio::spawn(sweep::expire_events(api.clone()));
+        let settled = config.settled.clone();
         tokio::spawn(bootstrap::keep(api.clone(), config));
-        Ok(Self { api, tls, kubeconfig })
+        Ok(Self { api, tls, kubeconfig, settled })
     }
 
     /// Where the kubeconfig is.
@@ -226,7 +236,8 @@ impl ApiServer {
 
     /// The API for clients that must say who they are.
     pub fn router(&self) -> Router {
-        self.routes().layer(from_fn_with_state(self.api.authenticator.clone(), auth::authenticate))
+        let settle = from_fn_with_state((self.api.clone(), self.settled.clone()), settle);
+        self.routes().layer(settle).layer(from_fn_with_state(self.api.authenticator.clone(), auth::authenticate))
     }
 
     /// The API for a part of this program, which acts as `user` in `system:masters`.
@@ -272,6 +283,22 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Whoever was told that a Service is written may look its name up at once: the answer waits for those who read.
+async fn settle(
+    State((api, settled)): State<(Api, Option<Settled>)>,
+    request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
+    let writes = !matches!(*request.method(), http::Method::GET | http::Method::HEAD | http::Method::OPTIONS)
+        && request.uri().path().split('/').any(|segment| segment == "services");
+    let response = next.run(request).await;
+    if let Some(settled) = settled.filter(|_| writes && response.status().is_success()) {
+        let newest = *api.store.subscribe(&Arc::from("core/services")).borrow();
+        settled(newest).await;
+    }
+    response
 }
 
 async fn root() -> impl IntoResponse {

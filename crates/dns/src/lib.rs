@@ -150,6 +150,17 @@ pub struct Server {
     ended: watch::Receiver<bool>,
 }
 
+/// A view of what a server answers from.
+#[derive(Clone)]
+pub struct Directories(Arc<Shared>);
+
+impl Directories {
+    /// The names as they are answered at this moment. Whenever it changes, [`Server::applied`] is notified afterwards.
+    pub fn current(&self) -> Arc<Directory> {
+        self.0.directory.load_full()
+    }
+}
+
 /// Bound sockets, before anything runs.
 struct Sockets {
     udp: Vec<std::net::UdpSocket>,
@@ -241,6 +252,11 @@ impl Server {
     /// The names as they are answered at this moment, for explanations.
     pub fn directory(&self) -> Arc<Directory> {
         self.shared.directory.load_full()
+    }
+
+    /// The same for those who outlive this handle.
+    pub fn directories(&self) -> Directories {
+        Directories(self.shared.clone())
     }
 
     /// Counters in the OpenMetrics text format.

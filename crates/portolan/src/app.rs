@@ -284,7 +284,8 @@ async fn compose(
 
     // The API, and a view of it that everybody else reads.
     let local = node::LocalNode::default();
-    let server = ApiServer::open(node::apiserver_config(config, local.clone())).await?;
+    let readers = node::Readers::default();
+    let server = ApiServer::open(node::apiserver_config(config, local.clone(), &readers)).await?;
     let server = parts.server.insert(Arc::new(server)).clone();
     serve(&server, listener, &stop)?;
     let client = cluster::connect::in_process(server.trusted("system:portolan"));
@@ -297,6 +298,7 @@ async fn compose(
     let on_bridge = listen(SocketAddr::new(config.gateway.into(), config.options.secure_port))?;
     serve(&server, on_bridge, &stop)?;
     let dns = dns::Server::start(node::dns_config(config)?, snapshot.clone(), stop.child_token()).await?;
+    readers.connect(dns.applied(), dns.directories());
     publish_dns(&client, config).await?;
 
     // What makes Services of it.

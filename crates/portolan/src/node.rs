@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -10,7 +11,8 @@ use apiserver::{BoxFuture, NodeDialer};
 use axum::{Router, body::Body};
 use http::{Request, Response};
 use ipnet::IpNet;
-use model::pool::Pool;
+use model::{Kind, pool::Pool};
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::config::Config;
@@ -33,11 +35,40 @@ impl NodeDialer for LocalNode {
     }
 }
 
+/// What an outside client's write to a Service waits for, so that the name is there when `kubectl apply` returns.
+#[derive(Clone, Default)]
+pub struct Readers(Arc<OnceLock<(watch::Receiver<u64>, dns::Directories)>>);
+
+/// Milliseconds are usual. A reader that is late must not hold up the API.
+const SETTLE: Duration = Duration::from_millis(500);
+
+impl Readers {
+    pub fn connect(&self, applied: watch::Receiver<u64>, directories: dns::Directories) {
+        let _ = self.0.set((applied, directories));
+    }
+
+    fn settled(&self) -> apiserver::Settled {
+        let this = self.clone();
+        Arc::new(move |revision| {
+            let this = this.clone();
+            Box::pin(async move {
+                // Not connected: it starts, and what it has is taken in before anybody is told that it is ready.
+                let Some((mut applied, directories)) = this.0.get().cloned() else { return };
+                let taken_in =
+                    applied.wait_for(|_| directories.current().snapshot().revision_of(Kind::Service) >= revision);
+                if tokio::time::timeout(SETTLE, taken_in).await.is_err() {
+                    tracing::info!(revision, "DNS is late with a Service");
+                }
+            })
+        })
+    }
+}
+
 fn net(range: ipnet::Ipv4Net) -> IpNet {
     IpNet::V4(range)
 }
 
-pub fn apiserver_config(config: &Config, nodes: LocalNode) -> apiserver::Config {
+pub fn apiserver_config(config: &Config, nodes: LocalNode, readers: &Readers) -> apiserver::Config {
     let options = &config.options;
     apiserver::Config {
         kubeconfig: Some(options.dirs.kubeconfig()),
@@ -47,6 +78,7 @@ pub fn apiserver_config(config: &Config, nodes: LocalNode) -> apiserver::Config 
         advertise: vec![config.gateway.into()],
         port: options.secure_port,
         nodes: Arc::new(nodes),
+        settled: Some(readers.settled()),
         endpoints_warning: options.endpoints_warning,
         ..apiserver::Config::new(&options.dirs.data_dir)
     }

@@ -163,3 +163,33 @@ async fn bodies_in_protobuf_are_read_as_the_same_object() {
     assert_eq!((&made["metadata"]["name"], &made["status"]["phase"]), (&json!("prod"), &json!("Active")));
     assert_eq!(send(b"{}".to_vec()).await.code, 400);
 }
+
+#[tokio::test]
+async fn seed_126_an_outside_client_is_answered_when_readers_have_the_service() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut config = Config::new(dir.path());
+    let (asked, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let (taken_in, gate) = tokio::sync::watch::channel(0);
+    config.settled = Some(std::sync::Arc::new(move |revision| {
+        let _ = asked.send(revision);
+        let mut gate = gate.clone();
+        Box::pin(async move {
+            let _ = gate.wait_for(|done| *done >= revision).await;
+        })
+    }));
+    let lab = Lab::with(config, dir).await;
+    let token = std::fs::read_to_string(lab.dir.path().join("token")).expect("token");
+    let service = json!({"metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}});
+    let request = Request::post(SERVICES)
+        .header("authorization", format!("Bearer {}", token.trim()))
+        .header("content-type", "application/json")
+        .body(Body::from(service.to_string()))
+        .expect("request");
+    let outside = tokio::spawn(lab.server.router().oneshot(request));
+    let revision = seen.recv().await.expect("it asks before it answers");
+    let stored = lab.get(&format!("{SERVICES}/a")).await.expect(200);
+    assert_eq!(stored["metadata"]["resourceVersion"], revision.to_string());
+    assert!(!outside.is_finished());
+    taken_in.send_replace(revision);
+    assert_eq!(outside.await.expect("a task").expect("an answer").status(), StatusCode::CREATED);
+}
