@@ -226,7 +226,10 @@ async fn garbage_leaves_it_standing() {
     });
     sent.await.unwrap();
     for option in ["+short", "+short +tcp"] {
-        assert_eq!(s.dig(&format!("{option} nginx.default.svc.cluster.local")).await, "10.102.97.154\n");
+        let said = s.dig(&format!("{option} nginx.default.svc.cluster.local")).await;
+        // What still waits in the socket's queue may crowd the first question out; dig asks again and says so after `;`.
+        let answers: Vec<&str> = said.lines().filter(|l| !l.starts_with(';')).collect();
+        assert_eq!(answers, ["10.102.97.154"], "{said}");
     }
     s.end().await;
 }
