@@ -1,6 +1,8 @@
 //! The controllers against the real API server, in one process, with a node that runs nothing: it only says that every
 //! pod placed on it is running and ready.
 
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
 use std::{
     collections::HashSet,
     sync::Arc,
